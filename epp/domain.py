@@ -1,0 +1,216 @@
+"""The nouns of the picker, shared by every room: endpoints, requests, tokens, decisions.
+
+Plain records without behaviour beyond derived properties; nothing here does I/O or knows a clock. Records built
+once per request use slots and are treated as immutable; snapshots are frozen.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from types import MappingProxyType
+from typing import NewType
+
+EndpointId = NewType("EndpointId", str)
+"""Stable identity of one endpoint: "namespace/name" (one model server, or one data-parallel rank of it)."""
+
+DecisionId = NewType("DecisionId", str)
+"""Ours, unique per decision; travels to Envoy as dynamic metadata and comes back in the access log."""
+
+BlockKey = NewType("BlockKey", int)
+"""Our own 64-bit chain hash of a block and all before it. Valid in this process only."""
+
+EngineHash = NewType("EngineHash", int)
+"""A block hash as the engine published it, reduced to unsigned 64 bit."""
+
+TokenIds = Sequence[int]
+
+NO_LABELS: Mapping[str, str] = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointMetrics:
+    """What the last successful scrape of an endpoint said (spec/protocol.md 1.6)."""
+
+    waiting: int = 0
+    """Requests queued in the engine."""
+    running: int = 0
+    """Requests the engine works on."""
+    kv_cache_usage: float = 0.0
+    """Share of KV blocks in use, 0..1."""
+    block_size: int | None = None
+    """Tokens a block, as cache_config_info tells."""
+    num_blocks: int | None = None
+    """KV blocks of the engine."""
+    active_loras: frozenset[str] = frozenset()
+    waiting_loras: frozenset[str] = frozenset()
+    max_loras: int = 0
+    updated_at: float | None = None
+    """Monotonic seconds of the scrape; None: never scraped."""
+
+
+NEVER_SCRAPED = EndpointMetrics()
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One routable ip:port."""
+
+    id: EndpointId
+    address: str
+    """IP literal, without brackets."""
+    port: int
+    labels: Mapping[str, str] = field(default_factory=lambda: NO_LABELS)
+    rank: int = 0
+    """Index among the endpoints of one pod (data-parallel rank)."""
+    metrics: EndpointMetrics = NEVER_SCRAPED
+
+    @property
+    def host_port(self) -> str:
+        """"ip:port" as it goes on the wire, IPv6 in brackets."""
+        return f"[{self.address}]:{self.port}" if ":" in self.address else f"{self.address}:{self.port}"
+
+
+class Api(Enum):
+    """Which API a request speaks; decides how its prompt is found."""
+
+    CHAT = "chat"
+    COMPLETIONS = "completions"
+    OPAQUE = "opaque"
+    """Routed by model and load only: pass-through paths and APIs without a prompt of tokens."""
+
+
+@dataclass(slots=True)
+class InferenceRequest:
+    """What one request says, as far as routing needs it (produced by epp.requests)."""
+
+    api: Api
+    path: str
+    model: str
+    body: Mapping[str, object] | None
+    """The decoded JSON object with the client's key order; None where the body is not looked at or was refused by the fast decoder."""
+    size_bytes: int
+    stream: bool = False
+    max_tokens: int | None = None
+    cache_salt: str | None = None
+    unreadable: str | None = None
+    """Why the body could not be read although a model server might accept it: routed without tokens."""
+
+
+class TokenState(Enum):
+    """How far the token ids of a request can be trusted."""
+
+    EXACT = "exact"
+    PARTIAL = "partial"
+    """Exact up to `TokenizedRequest.exact_tokens` of each prompt."""
+    ABSENT = "absent"
+    """There are none: whoever needs tokens abstains."""
+
+
+@dataclass(slots=True)
+class TokenizedRequest:
+    """The token ids of a request's prompts, one list a prompt, and what else enters the engine's block hashes."""
+
+    state: TokenState
+    prompts: Sequence[TokenIds] = ()
+    reason: str | None = None
+    """Low-cardinality reason where the state is not EXACT, e.g. "unknown_model"."""
+    detail: str | None = None
+    """The same for a human, e.g. the template's error."""
+    lora: str | None = None
+    """Adapter name that roots the block chain; None: the base model."""
+    cache_salt: str | None = None
+
+    @property
+    def token_count(self) -> int:
+        """Tokens over all prompts."""
+        return sum(map(len, self.prompts))
+
+
+@dataclass(slots=True)
+class PluginScores:
+    """What one scorer said in one cycle; `scores` is parallel to `Decision.candidates`."""
+
+    name: str
+    weight: float
+    scores: list[float]
+
+
+@dataclass(slots=True)
+class PrefixMatch:
+    """How much of a request's prompts each candidate holds (parallel to the candidates), in tokens and in blocks of the configured unit."""
+
+    block_size: int
+    """blockSizeTokens: the unit of `matched_blocks` and `total_blocks`."""
+    total_blocks: int
+    matched_blocks: list[int]
+    total_tokens: int
+    matched_tokens: list[int]
+    """Hit the engine will report: contiguous confirmed or speculative prefix, at most tokens - 1 rounded down to the engine's block."""
+
+
+@dataclass(slots=True)
+class ProfileResult:
+    """One profile run: who took part, what everybody scored, who was chosen (best first)."""
+
+    name: str
+    candidates: Sequence[Endpoint]
+    scores: list[PluginScores]
+    totals: list[float]
+    chosen: list[Endpoint]
+
+
+@dataclass(slots=True)
+class Decision:
+    """Everything one scheduling cycle decided, and why."""
+
+    id: DecisionId
+    request_id: str
+    primary: ProfileResult
+    profiles: Mapping[str, ProfileResult]
+    request: InferenceRequest | None
+    tokens: TokenizedRequest | None
+    prefix: Mapping[str, PrefixMatch] = field(default_factory=dict)
+    """By producer name; its lists are parallel to `scheduled`."""
+    scheduled: Sequence[Endpoint] = ()
+    """The candidates the producers saw, before any filter."""
+    decided_at: float = 0.0
+    """Monotonic seconds."""
+    duration_s: float = 0.0
+    """Wall time of the synchronous decide step."""
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """The primary endpoint."""
+        return self.primary.chosen[0]
+
+    @property
+    def destination(self) -> str:
+        """Value of the destination header: comma list of "ip:port", best first."""
+        return ",".join(endpoint.host_port for endpoint in self.primary.chosen)
+
+
+class EndCause(Enum):
+    """Why a request is over."""
+
+    FINISHED = "finished"
+    CLIENT_GONE = "client_gone"
+    UPSTREAM_FAILED = "upstream_failed"
+    AGED_OUT = "aged_out"
+    """No sign of the end arrived within the bounded age."""
+
+
+@dataclass(slots=True)
+class RequestEnd:
+    """The end of an answer, told by Envoy's access log or by the end of the ext_proc stream (spec/protocol.md 10.1)."""
+
+    decision_id: DecisionId
+    cause: EndCause
+    status: int | None = None
+    served: str | None = None
+    """"ip:port" of the endpoint that really served."""
+    duration_s: float | None = None
+    first_upstream_byte_s: float | None = None
+    attempts: int | None = None
+    response_flags: tuple[str, ...] = ()
+    bytes_received: int | None = None
+    bytes_sent: int | None = None

@@ -1,0 +1,70 @@
+"""Names on the wire, each with the sentence of the specification it comes from.
+
+Imports nothing of ours and holds only constants, so that every room, and the simulator, may use it.
+"""
+
+from typing import Final
+
+# --- Endpoint Picker protocol (GIE proposal 004) -------------------------------------------------------------
+# Request header and dynamic metadata key that carry the choice; both must hold the identical "ip:port".
+DESTINATION_ENDPOINT: Final = "x-gateway-destination-endpoint"
+# Dynamic metadata namespace of DESTINATION_ENDPOINT.
+DESTINATION_NAMESPACE: Final = "envoy.lb"
+# filter_metadata namespace and key by which the data plane restricts the candidates.
+SUBSET_NAMESPACE: Final = "envoy.lb.subset_hint"
+SUBSET_KEY: Final = "x-gateway-destination-endpoint-subset"
+# filter_metadata key (namespace DESTINATION_NAMESPACE) naming the endpoint that served the response.
+SERVED_ENDPOINT: Final = "x-gateway-destination-endpoint-served"
+
+# --- llm-d request headers: current name first, then the deprecated alias ------------------------------------
+OBJECTIVE_HEADERS: Final = ("x-llm-d-inference-objective", "x-gateway-inference-objective")
+FAIRNESS_ID_HEADERS: Final = ("x-llm-d-inference-fairness-id", "x-gateway-inference-fairness-id")
+MODEL_REWRITE_HEADERS: Final = ("x-llm-d-model-name-rewrite", "x-gateway-model-name-rewrite")
+TTFT_SLO_HEADERS: Final = ("x-llm-d-slo-ttft-ms", "x-slo-ttft-ms")
+TPOT_SLO_HEADERS: Final = ("x-llm-d-slo-tpot-ms", "x-slo-tpot-ms")
+VIDEO_HEADERS: Final = ("x-llm-d-video-fps", "x-llm-d-video-duration-seconds", "x-llm-d-video-resolution")
+REQUEST_ID: Final = "x-request-id"
+DROPPED_REASON: Final = "x-llm-d-request-dropped-reason"
+# Where the path is found: the pseudo header, then what gateways leave behind, then the default.
+PATH_HEADERS: Final = (":path", "x-original-path", "x-forwarded-path")
+DEFAULT_PATH: Final = "/v1/completions"
+# Debug header both reference pickers put on every response they process.
+WENT_INTO_RESPONSE_HEADERS: Final = "x-went-into-resp-headers"
+
+# Headers that are never echoed back in a header mutation (spec/protocol.md 1.4.4).
+SYSTEM_OWNED_HEADERS: Final = frozenset(
+    (
+        *OBJECTIVE_HEADERS,
+        *FAIRNESS_ID_HEADERS,
+        *MODEL_REWRITE_HEADERS,
+        *TTFT_SLO_HEADERS,
+        *TPOT_SLO_HEADERS,
+        *VIDEO_HEADERS,
+        SUBSET_KEY,
+        DESTINATION_ENDPOINT,
+        SERVED_ENDPOINT,
+        DROPPED_REASON,
+        "content-length",
+    )
+)
+
+# --- gRPC services -------------------------------------------------------------------------------------------
+EXT_PROC_SERVICE: Final = "envoy.service.ext_proc.v3.ExternalProcessor"
+ACCESS_LOG_SERVICE: Final = "envoy.service.accesslog.v3.AccessLogService"
+
+# --- Pod labels ----------------------------------------------------------------------------------------------
+ROLE_LABEL: Final = "llm-d.ai/role"
+ENGINE_TYPE_LABEL: Final = "llm-d.ai/engine-type"
+LEGACY_ENGINE_TYPE_LABEL: Final = "inference.networking.k8s.io/engine-type"
+
+# --- Ours ----------------------------------------------------------------------------------------------------
+# Dynamic metadata namespace and key by which an access-log entry is matched to its decision.
+EPP_NAMESPACE: Final = "epp"
+DECISION_ID: Final = "decision"
+# Labels of an endpoint that name the base ports of its KV-event sockets; a rank adds its index.
+KV_EVENTS_PORT_LABEL: Final = "epp.internal/kv-events-port"
+KV_REPLAY_PORT_LABEL: Final = "epp.internal/kv-replay-port"
+DEFAULT_KV_EVENTS_PORT: Final = 5557
+
+# Header by which a model server tells which pod answered (llm-d-inference-sim's name).
+INFERENCE_POD: Final = "x-inference-pod"

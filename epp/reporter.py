@@ -1,0 +1,122 @@
+"""The one observer. Every hook is a documented no-op; metrics, logs, the decision log and tests override some.
+
+Called synchronously on the event loop from core and shell: a hook must not block, raise or keep references to
+mutable arguments beyond the call, except that a Decision is never changed after `decided`.
+"""
+
+from collections.abc import Sequence
+
+from epp.domain import Decision, EndpointId, InferenceRequest, RequestEnd, TokenizedRequest
+from epp.errors import RequestError
+
+
+class Reporter:
+    """Override what you need. Costs are per call of the hook, stated where they matter."""
+
+    # --- a request, once each -------------------------------------------------------------------------------
+    def tokenized(self, request: InferenceRequest, tokens: TokenizedRequest) -> None:
+        """Token ids were found, or it is known why not. Once per request with a body."""
+
+    def decided(self, decision: Decision) -> None:
+        """An endpoint was chosen and counted against."""
+
+    def rejected(self, request: InferenceRequest | None, error: RequestError) -> None:
+        """The request ends with an answer of ours; `request` is None where its body could not be parsed."""
+
+    def ended(self, decision: Decision, end: RequestEnd) -> None:
+        """An answer ended; at most once per decision."""
+
+    def unmatched_end(self, reason: str) -> None:
+        """An access-log entry that belongs to no open decision: "unknown_decision" or "no_decision"."""
+
+    # --- ext_proc streams ------------------------------------------------------------------------------------
+    def stream_opened(self) -> None:
+        """An ext_proc stream began."""
+
+    def stream_closed(self, grpc_code: str, seconds: float) -> None:
+        """It ended with this gRPC status name after this time."""
+
+    # --- knowledge -------------------------------------------------------------------------------------------
+    def endpoints_changed(self, count: int) -> None:
+        """The pool now has this many endpoints."""
+
+    def scrape_failed(self, endpoint: EndpointId, reason: str) -> None:
+        """/metrics of an endpoint could not be read ("connect", "timeout", "status", "parse")."""
+
+    def metric_missing(self, endpoint: EndpointId, metric: str) -> None:
+        """/metrics was read but lacks this family."""
+
+    def kv_stream_state(self, endpoint: EndpointId, rank: int, state: str) -> None:
+        """State of an endpoint's event stream: "connecting", "live", "replaying", "partial", "lost"."""
+
+    def kv_gap(self, endpoint: EndpointId, missing: int) -> None:
+        """Sequence numbers were skipped."""
+
+    def kv_event_error(self, endpoint: EndpointId, reason: str) -> None:
+        """An event or batch could not be decoded or applied; low-cardinality reason."""
+
+    def index_size(self, endpoint: EndpointId, blocks: int) -> None:
+        """Confirmed blocks the index holds for an endpoint; called at most about once a second each."""
+
+
+class Reporters(Reporter):
+    """Fans every hook out to several reporters, in order."""
+
+    def __init__(self, reporters: Sequence[Reporter]) -> None:
+        self._reporters = tuple(reporters)
+
+    def tokenized(self, request: InferenceRequest, tokens: TokenizedRequest) -> None:
+        for reporter in self._reporters:
+            reporter.tokenized(request, tokens)
+
+    def decided(self, decision: Decision) -> None:
+        for reporter in self._reporters:
+            reporter.decided(decision)
+
+    def rejected(self, request: InferenceRequest | None, error: RequestError) -> None:
+        for reporter in self._reporters:
+            reporter.rejected(request, error)
+
+    def ended(self, decision: Decision, end: RequestEnd) -> None:
+        for reporter in self._reporters:
+            reporter.ended(decision, end)
+
+    def unmatched_end(self, reason: str) -> None:
+        for reporter in self._reporters:
+            reporter.unmatched_end(reason)
+
+    def stream_opened(self) -> None:
+        for reporter in self._reporters:
+            reporter.stream_opened()
+
+    def stream_closed(self, grpc_code: str, seconds: float) -> None:
+        for reporter in self._reporters:
+            reporter.stream_closed(grpc_code, seconds)
+
+    def endpoints_changed(self, count: int) -> None:
+        for reporter in self._reporters:
+            reporter.endpoints_changed(count)
+
+    def scrape_failed(self, endpoint: EndpointId, reason: str) -> None:
+        for reporter in self._reporters:
+            reporter.scrape_failed(endpoint, reason)
+
+    def metric_missing(self, endpoint: EndpointId, metric: str) -> None:
+        for reporter in self._reporters:
+            reporter.metric_missing(endpoint, metric)
+
+    def kv_stream_state(self, endpoint: EndpointId, rank: int, state: str) -> None:
+        for reporter in self._reporters:
+            reporter.kv_stream_state(endpoint, rank, state)
+
+    def kv_gap(self, endpoint: EndpointId, missing: int) -> None:
+        for reporter in self._reporters:
+            reporter.kv_gap(endpoint, missing)
+
+    def kv_event_error(self, endpoint: EndpointId, reason: str) -> None:
+        for reporter in self._reporters:
+            reporter.kv_event_error(endpoint, reason)
+
+    def index_size(self, endpoint: EndpointId, blocks: int) -> None:
+        for reporter in self._reporters:
+            reporter.index_size(endpoint, blocks)

@@ -1,0 +1,172 @@
+"""What a plugin may be. Protocols, so nothing has to be inherited; checked once at start-up, never per request.
+
+A plugin implements any of the roles below (one class may hold several). All methods are synchronous and must not
+block: between "tokens known" and "endpoint chosen" nothing is awaited. Called on the event loop only.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, Protocol, TypeVar, cast, runtime_checkable
+
+from epp.domain import Decision, Endpoint, EndpointId, InferenceRequest, PrefixMatch, ProfileResult, RequestEnd, TokenizedRequest
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class DataKey(Generic[T]):
+    """Names one kind of per-cycle data by type and producer, e.g. PrefixCacheMatchInfo/precise-prefix-cache-producer (spec/plugins.md 1.7)."""
+
+    data: str
+    producer: str
+
+
+def prefix_match_key(producer: str) -> DataKey[PrefixMatch]:
+    """Key of the PrefixMatch a prefix producer puts; its lists are parallel to `Cycle.endpoints`."""
+    return DataKey("PrefixCacheMatchInfo", producer)
+
+
+@dataclass(slots=True)
+class InFlight:
+    """Load this picker has sent and not yet seen end, parallel to `Cycle.endpoints`."""
+
+    requests: list[int]
+    tokens: list[int]
+
+
+def in_flight_key(producer: str) -> DataKey[InFlight]:
+    """Key of the InFlight an in-flight producer puts."""
+    return DataKey("InFlightLoad", producer)
+
+
+@dataclass(slots=True)
+class Cycle:
+    """One scheduling cycle: the input of every plugin, and what producers computed for it.
+
+    `endpoints` is the candidate list before any filter. Filters get and return sublists of it; per-endpoint data of
+    producers is parallel to `endpoints`, found through `position`.
+    """
+
+    request: InferenceRequest | None
+    """None for a request without a body (a GET)."""
+    tokens: TokenizedRequest | None
+    endpoints: Sequence[Endpoint]
+    now: float
+    """Monotonic seconds."""
+    rng: random.Random
+    position: dict[EndpointId, int] = field(default_factory=dict)
+    """Index into `endpoints`."""
+    _data: dict[DataKey[Any], object] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.position:
+            self.position = {endpoint.id: i for i, endpoint in enumerate(self.endpoints)}
+
+    def put(self, key: DataKey[T], value: T) -> None:
+        """Publish data of this cycle; a producer puts only its own keys."""
+        self._data[key] = value
+
+    def get(self, key: DataKey[T]) -> T | None:
+        """Data of this cycle, or None where its producer had nothing to say."""
+        return cast("T | None", self._data.get(key))
+
+    def prefix_matches(self) -> dict[str, PrefixMatch]:
+        """All PrefixMatch data by producer, for the decision record."""
+        return {key.producer: value for key, value in self._data.items() if isinstance(value, PrefixMatch)}
+
+
+@runtime_checkable
+class Filter(Protocol):
+    """Removes candidates."""
+
+    name: str
+
+    def filter(self, cycle: Cycle, candidates: Sequence[Endpoint]) -> Sequence[Endpoint]:
+        """The candidates that may stay, in their order."""
+
+
+@runtime_checkable
+class Scorer(Protocol):
+    """Rates candidates."""
+
+    name: str
+
+    def score(self, cycle: Cycle, candidates: Sequence[Endpoint]) -> list[float]:
+        """One score in [0, 1] a candidate, same order; the profile clamps and weighs. Once per profile run."""
+
+
+@runtime_checkable
+class Picker(Protocol):
+    """Chooses."""
+
+    name: str
+
+    def pick(self, cycle: Cycle, candidates: Sequence[Endpoint], totals: Sequence[float]) -> list[Endpoint]:
+        """One or more of the candidates (never none), best first."""
+
+
+@runtime_checkable
+class ProfileHandler(Protocol):
+    """Decides which profiles run and which result is primary."""
+
+    name: str
+
+    def pick_profiles(self, cycle: Cycle, profiles: Sequence[str], results: dict[str, ProfileResult | None]) -> Sequence[str]:
+        """Names of the profiles to run next; empty ends the loop. `results` holds what ran so far (None: it failed)."""
+
+    def primary(self, cycle: Cycle, results: dict[str, ProfileResult | None]) -> str:
+        """Name of the primary profile among the results."""
+
+
+@runtime_checkable
+class Producer(Protocol):
+    """Computes per-cycle data from core state before filters run (spec/plugins.md 8)."""
+
+    name: str
+
+    def produces(self) -> Sequence[DataKey[Any]]:
+        """The keys this producer puts."""
+
+    def produce(self, cycle: Cycle) -> None:
+        """Put the data. An exception is logged and counted; the request goes on without the data."""
+
+
+@runtime_checkable
+class Consumer(Protocol):
+    """Declares the data a plugin reads; a missing one gets its default producer (spec/plugins.md 1.7)."""
+
+    name: str
+
+    def consumes(self) -> Sequence[DataKey[Any]]:
+        """Keys without which the plugin makes no sense."""
+
+
+@runtime_checkable
+class PreRequest(Protocol):
+    """Learns of each decision inside the same synchronous step, before the next one can be taken."""
+
+    name: str
+
+    def decided(self, cycle: Cycle, decision: Decision) -> None:
+        """Update own state (in-flight load, speculative blocks, LRU order)."""
+
+
+@runtime_checkable
+class EndObserver(Protocol):
+    """Learns of the end of each answer, exactly once per decision."""
+
+    name: str
+
+    def ended(self, decision: Decision, end: RequestEnd) -> None:
+        """Give back what `decided` took."""
+
+
+@runtime_checkable
+class EndpointObserver(Protocol):
+    """Learns which endpoints exist."""
+
+    name: str
+
+    def endpoint_removed(self, endpoint: EndpointId) -> None:
+        """Forget everything about it."""
