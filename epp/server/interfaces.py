@@ -1,0 +1,34 @@
+"""What the server needs of the rest of the process; the composition root injects it. Called on the event loop only."""
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from epp.domain import DecisionId, RequestEnd
+from epp.extproc.events import Route
+
+
+class RequestDirector(Protocol):
+    """Answers "which endpoint?" and keeps the books (epp.picking.Director)."""
+
+    async def pick(self, headers: Mapping[str, str], subset: Sequence[str] | None, body: bytes | None) -> Route:
+        """The endpoint for one request; `body` is None for a request without one.
+
+        Raises RequestError, after reporting it, where the request ends here. It must not await between counting a
+        decision and returning it: a cancellation in between would lose the decision.
+        """
+
+    def ended(self, end: RequestEnd) -> None:
+        """The access log told the end of an answer."""
+
+    def unmatched(self, reason: str) -> None:
+        """The access log told the end of a request that carries no decision of ours ("no_decision")."""
+
+    def stream_closed(self, decision_id: DecisionId, *, response_seen: bool, response_complete: bool) -> None:
+        """The ext_proc stream that made this decision is over, any way; exactly once per decision."""
+
+
+class Health(Protocol):
+    """Says whether a service of this process serves (spec/protocol.md 5.6)."""
+
+    def serving(self, service: str) -> bool | None:
+        """None: unknown service."""

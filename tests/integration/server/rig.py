@@ -1,0 +1,148 @@
+"""A server on loopback with a scripted director, and a client that plays Envoy."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+import grpc
+import grpc.aio
+
+from epp import names
+from epp._proto import ext_proc_pb2 as pb
+from epp.domain import DecisionId, InferenceRequest, RequestEnd
+from epp.errors import RequestError
+from epp.extproc.events import Route
+from epp.reporter import Reporter
+from epp.server.grpc_aio import GrpcServer
+
+Script = Callable[[Mapping[str, str], Sequence[str] | None, bytes | None], Awaitable[Route]]
+
+
+class ScriptedDirector:
+    """Answers picks with `script` and writes down what it is told."""
+
+    def __init__(self) -> None:
+        self.script: Script = self.route
+        self.picking = 0
+        self.ends: list[RequestEnd] = []
+        self.unmatched_reasons: list[str] = []
+        self.closed: list[tuple[str, bool, bool]] = []
+        self.poison: str | None = None
+
+    async def route(self, headers: Mapping[str, str], subset: Sequence[str] | None, body: bytes | None) -> Route:
+        """The default: one endpoint; the header x-case names the decision."""
+        return Route("10.0.0.1:8000", DecisionId(headers.get("x-case", "d-1")))
+
+    async def pick(self, headers: Mapping[str, str], subset: Sequence[str] | None, body: bytes | None) -> Route:
+        self.picking += 1
+        try:
+            return await self.script(headers, subset, body)
+        finally:
+            self.picking -= 1
+
+    def ended(self, end: RequestEnd) -> None:
+        if end.decision_id == self.poison:
+            raise KeyError(end.decision_id)
+        self.ends.append(end)
+
+    def unmatched(self, reason: str) -> None:
+        self.unmatched_reasons.append(reason)
+
+    def stream_closed(self, decision_id: DecisionId, *, response_seen: bool, response_complete: bool) -> None:
+        self.closed.append((decision_id, response_seen, response_complete))
+
+
+class Notes(Reporter):
+    """Writes down the hooks the server calls."""
+
+    def __init__(self) -> None:
+        self.opened = 0
+        self.codes: list[str] = []
+        self.rejections: list[tuple[InferenceRequest | None, RequestError]] = []
+
+    def stream_opened(self) -> None:
+        self.opened += 1
+
+    def stream_closed(self, grpc_code: str, seconds: float) -> None:
+        self.codes.append(grpc_code)
+
+    def rejected(self, request: InferenceRequest | None, error: RequestError) -> None:
+        self.rejections.append((request, error))
+
+
+class KnownServices:
+    """Serves the services it lists."""
+
+    services: Mapping[str, bool] = {"": True, "liveness": False}
+
+    def serving(self, service: str) -> bool | None:
+        return self.services.get(service)
+
+
+class Rig:
+    """The server under test, what it talks to, and a channel to it."""
+
+    def __init__(self) -> None:
+        self.director = ScriptedDirector()
+        self.notes = Notes()
+        self.server = self.new_server(0, 0)
+        self.channel: grpc.aio.Channel
+
+    def new_server(self, port: int, health_port: int | None) -> GrpcServer:
+        return GrpcServer(
+            self.director,
+            KnownServices(),
+            self.notes,
+            host="127.0.0.1",
+            port=port,
+            health_port=health_port,
+            max_body=11_000_000,
+            max_recv_message_bytes=4 << 20,
+        )
+
+    def open(self) -> "EnvoyStream":
+        """A new ext_proc stream."""
+        return EnvoyStream(self.channel.stream_stream(f"/{names.EXT_PROC_SERVICE}/Process")())
+
+    async def settled(self, streams: int) -> None:
+        """Wait until the server is through with this many ext_proc streams."""
+        await eventually(lambda: len(self.notes.codes) == streams)
+
+
+class EnvoyStream:
+    """One ext_proc stream from Envoy's side."""
+
+    def __init__(self, call: grpc.aio.StreamStreamCall) -> None:
+        self.call = call
+
+    async def send(self, *messages: pb.ProcessingRequest) -> None:
+        for message in messages:
+            await self.call.write(message.SerializeToString())
+
+    async def receive(self, count: int) -> list[pb.ProcessingResponse]:
+        """The next messages; fewer where the stream ends."""
+        messages: list[pb.ProcessingResponse] = []
+        while len(messages) < count:
+            try:
+                data = await self.call.read()
+            except grpc.aio.AioRpcError:
+                break
+            if data is grpc.aio.EOF:
+                break
+            messages.append(pb.ProcessingResponse.FromString(data))
+        return messages
+
+    async def finish(self) -> list[pb.ProcessingResponse]:
+        """Half-close; everything the server still sends."""
+        await self.call.done_writing()
+        return await self.receive(1 << 30)
+
+    async def status(self) -> tuple[str, str]:
+        """Name and details of the status the stream ended with."""
+        return (await self.call.code()).name, await self.call.details()
+
+
+async def eventually(condition: Callable[[], bool]) -> None:
+    """Wait until the condition holds; the deadline is far beyond any sane delay and only keeps a failure from hanging."""
+    async with asyncio.timeout(20):
+        while not condition():  # noqa: ASYNC110 - the state of others, they set no event
+            await asyncio.sleep(0.002)
