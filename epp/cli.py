@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 could not run (a taken port, a missing file), 2 bad argume
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -49,6 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _serve(arguments: Sequence[str]) -> int:
     options = flags.parse(arguments)
+    # The tokenizer is proven in a child process; gRPC's own fork handlers would only complain about it.
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
     from epp import app  # noqa: PLC0415  # serving's imports only when serving
 
     return app.run(options)

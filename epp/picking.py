@@ -46,8 +46,12 @@ class Director:
         rng: random.Random,
         new_id: Callable[[], str],
         access_loggers: Callable[[], int],
+        honour_subset: bool = True,
     ) -> None:
-        """`now` gives monotonic seconds, `new_id` unique strings, `access_loggers` how many access-log streams are open."""
+        """`now` gives monotonic seconds, `new_id` unique strings, `access_loggers` how many access-log streams are open.
+
+        `honour_subset` False: choose among all endpoints whatever the data plane lists (--disable-endpoint-subset-filter).
+        """
         self._parse = parse
         self._tokenize = tokenize
         self._snapshot = snapshot
@@ -57,6 +61,7 @@ class Director:
         self._rng = rng
         self._new_id = new_id
         self._access_loggers = access_loggers
+        self._honour_subset = honour_subset
         self._open: dict[DecisionId, Decision] = {}
         self._silent: dict[DecisionId, float] = {}
 
@@ -121,7 +126,7 @@ class Director:
     def _candidates(self, subset: Sequence[str] | None) -> Sequence[Endpoint]:
         """All endpoints, or those the data plane lists as "ip:port" or "ip" (spec/protocol.md 1.2, D6); never empty."""
         endpoints: Sequence[Endpoint] = self._snapshot().endpoints
-        if subset is not None:
+        if subset is not None and self._honour_subset:
             wanted = frozenset(subset)
             endpoints = [e for e in endpoints if e.host_port in wanted or e.address in wanted or f"[{e.address}]" in wanted]
         if not endpoints:

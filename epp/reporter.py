@@ -36,12 +36,24 @@ class Reporter:
     def stream_closed(self, grpc_code: str, seconds: float) -> None:
         """It ended with this gRPC status name after this time."""
 
+    def plugin_failed(self, plugin: str, error: Exception) -> None:
+        """A plugin raised. A producer, scorer or hook was left out; a filter, picker or profile handler ends the request with 500.
+
+        Called every time: a reporter that logs does so once for each plugin and type of error.
+        """
+
     # --- knowledge -------------------------------------------------------------------------------------------
     def endpoints_changed(self, count: int) -> None:
         """The pool now has this many endpoints."""
 
+    def endpoint_removed(self, endpoint: EndpointId) -> None:
+        """The endpoint has gone: forget what is kept about it, such as its series. Nothing more is reported of it after this."""
+
     def scrape_failed(self, endpoint: EndpointId, reason: str) -> None:
-        """/metrics of an endpoint could not be read ("connect", "timeout", "status", "parse")."""
+        """/metrics of an endpoint could not be read ("connect", "timeout", "status", "parse"). Every time, not only at first."""
+
+    def scrape_recovered(self, endpoint: EndpointId) -> None:
+        """/metrics of an endpoint could be read again after failures."""
 
     def metric_missing(self, endpoint: EndpointId, metric: str) -> None:
         """/metrics was read but lacks this family."""
@@ -93,13 +105,25 @@ class Reporters(Reporter):
         for reporter in self._reporters:
             reporter.stream_closed(grpc_code, seconds)
 
+    def plugin_failed(self, plugin: str, error: Exception) -> None:
+        for reporter in self._reporters:
+            reporter.plugin_failed(plugin, error)
+
     def endpoints_changed(self, count: int) -> None:
         for reporter in self._reporters:
             reporter.endpoints_changed(count)
 
+    def endpoint_removed(self, endpoint: EndpointId) -> None:
+        for reporter in self._reporters:
+            reporter.endpoint_removed(endpoint)
+
     def scrape_failed(self, endpoint: EndpointId, reason: str) -> None:
         for reporter in self._reporters:
             reporter.scrape_failed(endpoint, reason)
+
+    def scrape_recovered(self, endpoint: EndpointId) -> None:
+        for reporter in self._reporters:
+            reporter.scrape_recovered(endpoint)
 
     def metric_missing(self, endpoint: EndpointId, metric: str) -> None:
         for reporter in self._reporters:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 
+from epp.config.units import parse_duration
 from epp.errors import ConfigError
 
 
@@ -42,26 +43,10 @@ class Flag:
     help: str
 
 
-DURATION_UNITS: Mapping[str, float] = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
-_DURATION = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)(ns|us|µs|ms|s|m|h)")
+MIN_REFRESH_INTERVAL_S = 0.05
 BYTE_UNITS: Mapping[str, int] = {
     "": 1, "k": 10**3, "K": 10**3, "M": 10**6, "G": 10**9, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30,
 }  # fmt: skip
-
-
-def parse_duration(text: str) -> float:
-    """Seconds of a Go duration such as "150ms" or "1m30s". Raises ValueError with what is expected."""
-    if text == "0":
-        return 0.0
-    position, seconds = 0, 0.0
-    for match in _DURATION.finditer(text):
-        if match.start() != position:
-            break
-        seconds += float(match[1]) * DURATION_UNITS[match[2]]
-        position = match.end()
-    if not text or position != len(text):
-        raise ValueError('expected a duration such as "50ms", "2s" or "1m30s"')
-    return seconds
 
 
 def parse_bytes(text: str) -> int:
@@ -88,6 +73,18 @@ def _parse_port(text: str) -> int:
     raise ValueError("expected a port, 0 to 65535 (0: one the system chooses)")
 
 
+def _parse_wait(text: str) -> float:
+    seconds = parse_duration(text)
+    if seconds < 0:
+        raise ValueError("must not be negative")
+    return seconds
+
+
+def _parse_interval(text: str) -> float:
+    """At least 50 ms, as llm-d clamps it."""
+    return max(MIN_REFRESH_INTERVAL_S, _parse_wait(text))
+
+
 def _parse_int(text: str) -> int:
     try:
         return int(text)
@@ -105,8 +102,8 @@ FLAGS: Mapping[str, Flag] = {
         Flag("metrics-port", _parse_port, "port of /metrics (default 9090)"),
         Flag("secure-serving", _parse_bool, "TLS on the gRPC port (default true; not supported yet: pass --secure-serving=false)"),
         Flag("pool-name", str, 'name of the pool in metrics when endpoints come from a file (default "epp")'),
-        Flag("refresh-metrics-interval", parse_duration, "how often /metrics of each endpoint is read (default 50ms, at least that)"),
-        Flag("drain-timeout", parse_duration, "how long to serve on, not ready, after SIGTERM (default 30s)"),
+        Flag("refresh-metrics-interval", _parse_interval, "how often /metrics of each endpoint is read (default 50ms, at least that)"),
+        Flag("drain-timeout", _parse_wait, "how long to serve on, not ready, after SIGTERM (default 30s)"),
         Flag("grpc-max-recv-msg-size", parse_bytes, "largest gRPC message accepted (default 4MiB)"),
         Flag("max-request-body", parse_bytes, "largest request body; larger ones get 413 (default 64MiB)"),
         Flag("disable-endpoint-subset-filter", _parse_bool, "ignore the subset the data plane asks for (default false)"),

@@ -170,3 +170,20 @@ class EndpointObserver(Protocol):
 
     def endpoint_removed(self, endpoint: EndpointId) -> None:
         """Forget everything about it."""
+
+
+class PrefixHits(Protocol):
+    """One lookup of a request's prompts in the index; keeps the block keys it computed, so that `speculate` need not."""
+
+    tokens: list[int]
+    """Hit tokens an engine would report, summed over the prompts, parallel to the endpoints asked for."""
+
+
+class PrefixIndex(Protocol):
+    """What a prefix producer needs of the index (epp.kvcache.index implements it)."""
+
+    def match(self, tokens: TokenizedRequest, endpoints: Sequence[EndpointId], now: float) -> PrefixHits:
+        """Longest contiguous prefix each endpoint holds, confirmed or speculated and not expired at `now`."""
+
+    def speculate(self, hits: PrefixHits, endpoint: EndpointId, until: float) -> None:
+        """The endpoint is about to compute these prompts: count their full blocks as held until then, apart from confirmed ones."""

@@ -1,0 +1,345 @@
+"""The composition root of serving: builds every part, owns every task, ends them in order.
+
+Nobody else constructs collaborators, reads the clock or throws dice. Long-running work lives in one TaskGroup; a task
+that fails is a bug and takes the process down, loudly. The life of a process: build (a ConfigError ends it with exit
+code 2), listen, learn, ready; SIGTERM: not ready but serving for --drain-timeout, then stop. SIGINT, or a second
+signal, stops at once.
+"""
+
+import asyncio
+import contextlib
+import logging
+import random
+import signal
+import time
+import uuid
+from collections.abc import Coroutine, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import uvloop
+from prometheus_client import CollectorRegistry
+
+from epp import __version__, config
+from epp.config.flags import ServeOptions
+from epp.datastore import EndpointsListed, MetricsScraped, PoolState
+from epp.domain import Endpoint, InferenceRequest, TokenizedRequest, TokenState
+from epp.errors import ConfigError
+from epp.kvcache.index import PrefixIndex
+from epp.observability import prometheus
+from epp.observability.decision_log import DecisionLog
+from epp.observability.logs import LogReporter, configure_logging
+from epp.picking import Director
+from epp.plugins.datalayer.core_metrics_extractor import CoreMetricsParams
+from epp.plugins.producers.token import TokenProducerParams
+from epp.reporter import Reporter, Reporters
+from epp.requests.parsers import RequestParsers
+from epp.scheduling import registry
+from epp.scheduling.registry import Collaborators
+from epp.server.grpc_aio import GrpcServer
+from epp.sources.engine_metrics import ENGINES, EngineMetrics
+from epp.sources.file import FileDiscovery
+from epp.sources.kv_events import KvEventSource
+from epp.sources.metrics import Extraction, MetricsScraper, ScrapeSettings
+from epp.tokenization import EstimateBackend, LocalTokenizer, LocalTokenizerConfig, RenderBackend, Tokenization
+from epp.tokenization.backend import Backend
+
+logger = logging.getLogger(__name__)
+
+HOST = "0.0.0.0"  # noqa: S104  # the data plane and the probes come from other hosts
+HOUSEKEEPING_INTERVAL_S = 1.0
+
+# Readiness waits this long for first replays: a pod that is down must not hold the picker back.
+SETTLE_LIMIT_S = 10.0
+
+# Streams still open when the server stops get this long to end by themselves.
+STOP_GRACE_S = 1.0
+
+# fastokens releases the GIL, so more than one long prompt at a time is worth it; more would starve the loop.
+TOKENIZER_THREADS = 2
+
+
+def run(options: ServeOptions) -> int:
+    """Serve until a signal; returns the exit code. Raises ConfigError where serving cannot begin."""
+    configure_logging(options.v)
+    uvloop.run(_serve(options))
+    return 0
+
+
+class Readiness:
+    """What the health service answers (spec/protocol.md 5.6): alive while the loop lives, ready while routing is good.
+
+    Ready: endpoints listed, tokenizer loaded or failed for good, first replays over; until a signal says to drain.
+    """
+
+    def __init__(self) -> None:
+        self.learnt = False
+        self.draining = False
+
+    def serving(self, service: str) -> bool | None:
+        """Every name but "liveness" asks for readiness, as in llm-d without leader election."""
+        return True if service == "liveness" else self.learnt and not self.draining
+
+
+async def _serve(options: ServeOptions) -> None:
+    app = App(options)
+    try:
+        await app.serve()
+    finally:
+        await app.close()
+
+
+class App:
+    """One serving process: its parts, built and connected."""
+
+    def __init__(self, options: ServeOptions) -> None:
+        """Build everything that can be built without I/O but the configuration's. Raises ConfigError."""
+        self._options = options
+        self._config = config.load_file(Path(options.config_file)) if options.config_file else _from_text(options.config_text)
+        self._readiness = Readiness()
+        self._metrics = CollectorRegistry()
+        self._decision_log = DecisionLog(Path(options.decision_log), wall_clock=time.time) if options.decision_log else None
+        self._reporter = self._make_reporter()
+        self._pool = PoolState()
+        precise = self._config.precise_prefix
+        unit = precise.token_processor_config.unit if precise else 1
+        self._index = PrefixIndex(self._reporter, default_block_size=unit)
+        built = config.build(self._config, Collaborators(index=self._index), self._reporter)
+        self._scheduler = built.scheduler
+        self._executor = ThreadPoolExecutor(TOKENIZER_THREADS, thread_name_prefix="tokenize")
+        self._tokenization = self._make_tokenization()
+        self._scraper = self._make_scraper()
+        self._kv_events = self._make_kv_events()
+        self._discovery = self._make_discovery()
+        self._director = Director(
+            parse=RequestParsers(self._config.parsers).parse,
+            tokenize=self._tokenization.tokenize if self._tokenization else _no_tokens,
+            snapshot=self._pool.snapshot,
+            scheduler=self._scheduler,
+            reporter=self._reporter,
+            now=time.monotonic,
+            rng=random.Random(),  # noqa: S311  # breaks ties, guards nothing
+            new_id=lambda: str(uuid.uuid4()),
+            access_loggers=lambda: self._server.access_loggers,
+            honour_subset=not options.disable_endpoint_subset_filter,
+        )
+        self._server = GrpcServer(
+            self._director,
+            self._readiness,
+            self._reporter,
+            host=HOST,
+            port=options.grpc_port,
+            health_port=options.grpc_health_port,
+            max_body=options.max_request_body,
+            max_recv_message_bytes=options.grpc_max_recv_msg_size,
+        )
+
+    # --- life -----------------------------------------------------------------------------------------------
+
+    async def serve(self) -> None:
+        """Listen, learn and answer until a signal has drained the process."""
+        for line in self._config.warnings:
+            logger.info("%s", line)
+        for line in config.show(self._config).splitlines():
+            logger.debug("effective configuration: %s", line)
+        loop = asyncio.get_running_loop()
+        drain, stop = asyncio.Event(), asyncio.Event()
+        for signal_number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(signal_number, self._on_signal, signal_number, drain, stop)
+        metrics_server = prometheus.serve(self._metrics, self._options.metrics_port)
+        try:
+            if self._kv_events:
+                self._kv_events.start(loop)
+            self._discovery.load()
+            await self._server.start()
+            logger.info(
+                "serving on port %d (health also on %d, /metrics on %d)", self._server.port, self._server.health_port, metrics_server.port
+            )
+            async with asyncio.TaskGroup() as tasks:
+                background = [tasks.create_task(work) for work in self._background()]
+                await drain.wait()
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(stop.wait(), self._options.drain_timeout)
+                await self._server.stop(STOP_GRACE_S)
+                for task in background:
+                    task.cancel()
+        finally:
+            await asyncio.to_thread(metrics_server.close)
+
+    async def close(self) -> None:
+        """Give back what was opened; safe after a start that failed half way."""
+        await self._server.stop(0.0)
+        if self._kv_events:
+            await self._kv_events.stop()
+        if self._tokenization:
+            await self._tokenization.close()
+        self._executor.shutdown(wait=False, cancel_futures=True)
+        if self._decision_log:
+            self._decision_log.close()
+
+    def _on_signal(self, number: signal.Signals, drain: asyncio.Event, stop: asyncio.Event) -> None:
+        """SIGTERM drains; SIGINT, or a second signal, stops at once (spec/protocol.md 5.7)."""
+        if number is signal.SIGINT or drain.is_set():
+            stop.set()
+        elif self._options.drain_timeout:
+            logger.info("draining for %g s; a second signal stops at once", self._options.drain_timeout)
+        self._readiness.draining = True
+        drain.set()
+
+    # --- parts ----------------------------------------------------------------------------------------------
+
+    def _make_reporter(self) -> Reporter:
+        reporters: list[Reporter] = [
+            prometheus.PrometheusReporter(self._metrics, pool_name=self._options.pool_name, build_ref=__version__),
+            LogReporter(),
+        ]
+        if self._decision_log:
+            reporters.append(self._decision_log)
+        return Reporters(reporters)
+
+    def _make_tokenization(self) -> Tokenization | None:
+        params = self._config.token_producer
+        return (
+            None
+            if params is None
+            else Tokenization(params.model_name, _backend(params), known_loras=self._index.known_loras, executor=self._executor)
+        )
+
+    def _make_scraper(self) -> MetricsScraper | None:
+        params = self._config.metrics_source
+        if params is None:
+            return None
+        settings = ScrapeSettings(
+            scheme=params.scheme,
+            path=params.path,
+            port=params.port,
+            interval_s=params.interval or self._options.refresh_metrics_interval,
+            verify_tls=not params.insecure_skip_verify,
+            ca_cert_path=params.ca_cert_path or None,
+            client_cert_path=params.client_cert_path or None,
+            client_key_path=params.client_key_path or None,
+        )
+        extraction = _extraction(self._config.metrics_extractor or CoreMetricsParams())
+        return MetricsScraper(self._on_metrics, self._reporter, now=time.monotonic, settings=settings, extraction=extraction)
+
+    def _make_kv_events(self) -> KvEventSource | None:
+        params = self._config.precise_prefix
+        if params is None or not params.kv_events_config.discover_pods:
+            return None
+        ports = params.kv_events_config.pod_discovery_config
+        return KvEventSource(
+            self._index,
+            self._reporter,
+            topic_filter=params.kv_events_config.topic_filter,
+            socket_port=ports.socket_port,
+            replay_port=ports.replay_socket_port,
+            clock=time.monotonic,
+        )
+
+    def _make_discovery(self) -> FileDiscovery:
+        params = self._config.file_discovery
+        if params is None:
+            raise ConfigError(
+                f"{self._config.source}: dataLayer.discovery.pluginRef: not given; endpoints from Kubernetes are not supported yet, "
+                "declare a file-discovery plugin and name it there"
+            )
+        return FileDiscovery(Path(params.path), watch=params.watch_file, on_endpoints=self._on_endpoints)
+
+    # --- knowledge ------------------------------------------------------------------------------------------
+
+    def _on_endpoints(self, endpoints: Sequence[Endpoint]) -> None:
+        """Everybody who keeps something by endpoint learns of the new list at the same moment."""
+        change = self._pool.apply(EndpointsListed(endpoints))
+        if self._scraper:
+            self._scraper.sync(endpoints)
+        if self._kv_events:
+            self._kv_events.sync(endpoints)
+        for endpoint_id in change.removed:
+            self._scheduler.endpoint_removed(endpoint_id)
+            self._reporter.endpoint_removed(endpoint_id)  # last: any later word about it would make its series anew
+        self._reporter.endpoints_changed(len(endpoints))
+
+    def _on_metrics(self, scraped: MetricsScraped) -> None:
+        self._pool.apply(scraped)
+        if scraped.metrics.block_size:
+            self._index.set_block_size(scraped.endpoint, scraped.metrics.block_size)
+
+    # --- tasks ----------------------------------------------------------------------------------------------
+
+    def _background(self) -> Iterator[Coroutine[None, None, None]]:
+        yield self._learn()
+        yield self._close_forgotten()
+        yield self._discovery.run()
+        if self._scraper:
+            yield self._scraper.run()
+        if self._decision_log:
+            yield self._decision_log.run()
+
+    async def _learn(self) -> None:
+        """Ready when the tokenizer is there, or will never be, and the first replays are over, or took too long."""
+        if self._tokenization:
+            await self._tokenization.start()
+        if self._kv_events:
+            try:
+                await asyncio.wait_for(self._kv_events.settled.wait(), SETTLE_LIMIT_S)
+            except TimeoutError:
+                logger.warning("some endpoints have not told what they hold within %g s: ready without them", SETTLE_LIMIT_S)
+        self._readiness.learnt = True
+        logger.info("ready: %d endpoints", len(self._pool.snapshot().endpoints))
+
+    async def _close_forgotten(self) -> None:
+        """Once a second: close the decisions whose end nobody will tell."""
+        while True:
+            await asyncio.sleep(HOUSEKEEPING_INTERVAL_S)
+            self._director.expire()
+
+
+def _from_text(text: str) -> config.EffectiveConfig:
+    return config.load(text, "--config-text", registry.load())
+
+
+async def _no_tokens(_request: InferenceRequest) -> TokenizedRequest:
+    """Nothing in the configuration reads tokens, so none are made."""
+    return TokenizedRequest(TokenState.ABSENT, reason="not_needed")
+
+
+def _backend(params: TokenProducerParams) -> Backend:
+    """What the token-producer declares; exactly one of its backends is set."""
+    if params.vllm is not None:
+        return RenderBackend(params.vllm.url, params.model_name, params.vllm.timeout)
+    if params.local is None:
+        return EstimateBackend()
+    local = params.local
+    return LocalTokenizer(
+        LocalTokenizerConfig(
+            path=local.path or (None if local.package else params.model_name),
+            package=local.package,
+            chat_template=local.chat_template,
+            content_format=local.content_format,
+            default_chat_template_kwargs=local.default_chat_template_kwargs,
+            exclude_tools_when_tool_choice_none=local.exclude_tools_when_tool_choice_none,
+            trust_request_chat_template=local.trust_request_chat_template,
+            max_model_len=local.max_model_len,
+            add_generation_prompt=local.add_generation_prompt,
+            lora_modules=local.lora_modules,
+        )
+    )
+
+
+def _extraction(params: CoreMetricsParams) -> Extraction:
+    """The built-in engines and the configured ones."""
+    configured = {
+        engine.name: EngineMetrics(
+            queued=engine.queued_requests_spec,
+            running=engine.running_requests_spec,
+            kv_usage=engine.kv_usage_spec or None,
+            lora=engine.lora_spec or None,
+            cache_info=engine.cache_info_spec or None,
+            block_size_label=engine.cache_block_size_label_name,
+            num_blocks_label=engine.cache_num_blocks_label_name,
+            block_size=engine.cache_block_size_spec or None,
+            num_blocks=engine.cache_num_blocks_spec or None,
+        )
+        for engine in params.engine_configs
+    }
+    return Extraction({**ENGINES, **configured}, params.default_engine, params.engine_label_key)

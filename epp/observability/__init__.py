@@ -1,0 +1,1 @@
+"""Reporters: metrics, logs and the decision log, each an observer that the core does not know."""

@@ -1,0 +1,99 @@
+"""Metric families with two names: the current one and the one dashboards of older pickers ask for.
+
+A family is counted once, under its current name; its deprecated twin, with fewer labels, is computed when the page is
+asked for (spec/protocol.md 6). So a request pays for one set of series. Knows nothing of requests and endpoints.
+
+Samples change on the event loop and are read in the metrics server's thread; prometheus_client locks each of them.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+
+class _Wrapper(Protocol):
+    def collect(self) -> Iterable[Metric]: ...
+
+
+_W = TypeVar("_W", bound=_Wrapper)
+
+
+@dataclass(frozen=True, slots=True)
+class Twin:
+    """The deprecated name of a family, without `_total`, and those of the family's labels that it has there."""
+
+    name: str
+    labels: Sequence[str] = ()
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    """Labels that are called otherwise there: current name -> old name."""
+
+
+class Families(Collector):
+    """Makes families and exposes them, with their twins, through one registry."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._families: list[tuple[_Wrapper, Twin | None]] = []
+        registry.register(self)
+
+    def counter(self, name: str, help_text: str, labels: Sequence[str] = (), *, twin: Twin | None = None) -> Counter:
+        """`name` ends in _total."""
+        return self._add(Counter(name, help_text, labels, registry=None), twin)
+
+    def gauge(self, name: str, help_text: str, labels: Sequence[str] = (), *, twin: Twin | None = None) -> Gauge:
+        """A value that goes up and down."""
+        return self._add(Gauge(name, help_text, labels, registry=None), twin)
+
+    def histogram(
+        self, name: str, help_text: str, labels: Sequence[str] = (), *, buckets: Sequence[float], twin: Twin | None = None
+    ) -> Histogram:
+        """`buckets` are upper bounds without +Inf."""
+        return self._add(Histogram(name, help_text, labels, buckets=buckets, registry=None), twin)
+
+    def collect(self) -> Iterable[Metric]:
+        """Called for each page, in the metrics server's thread."""
+        for wrapper, twin in tuple(self._families):
+            for family in wrapper.collect():
+                # Creation times would be a series more for each counter, which llm-d does not have.
+                family.samples = [sample for sample in family.samples if not sample.name.endswith("_created")]
+                yield family
+                if twin is not None:
+                    yield _deprecated(family, twin)
+
+    def _add(self, wrapper: _W, twin: Twin | None) -> _W:
+        self._families.append((wrapper, twin))
+        return wrapper
+
+
+def _deprecated(family: Metric, twin: Twin) -> Metric:
+    """The family under its old name, summed over the labels that name lacks."""
+    old = Metric(twin.name, f"Deprecated: use {family.name}.", family.type)
+    kept = {*twin.labels, "le"}
+    sums: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}
+    for sample in family.samples:
+        labels = tuple((twin.renamed.get(key, key), value) for key, value in sample.labels.items() if key in kept)
+        key = (twin.name + sample.name.removeprefix(family.name), labels)
+        sums[key] = sums.get(key, 0.0) + sample.value
+    for (name, labels), value in sums.items():
+        old.add_sample(name, dict(labels), value)
+    return old
+
+
+class LabelLimit:
+    """Keeps the first so many distinct label values; what comes later is "other" (spec/protocol.md 6.7)."""
+
+    def __init__(self, limit: int = 1000) -> None:
+        self._limit = limit
+        self._admitted: set[str] = set()
+
+    def admit(self, value: str) -> str:
+        """The value to use as a label; an empty one stays empty."""
+        if value in self._admitted or not value:
+            return value
+        if len(self._admitted) >= self._limit:
+            return "other"
+        self._admitted.add(value)
+        return value

@@ -1,0 +1,1 @@
+"""The data layer as a configuration declares it: parameter records that epp.app turns into sources."""

@@ -1,0 +1,1 @@
+"""Filters: who may not serve this request."""

@@ -1,0 +1,1 @@
+"""Parsers as a configuration names them; the parsing itself is epp.requests."""

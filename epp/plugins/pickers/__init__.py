@@ -1,0 +1,1 @@
+"""Pickers: from totals to the chosen endpoints."""

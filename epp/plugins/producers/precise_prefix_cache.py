@@ -1,0 +1,193 @@
+"""precise-prefix-cache-producer: how much of the prompt each endpoint holds, as its KV events tell (spec/plugins.md 8.2).
+
+Asks the index once a request and reports in blocks of `blockSizeTokens`, the unit of ratios and counts; what block size an
+engine uses is the index's business. Where token ids are absent it abstains: it puts nothing, never a guess.
+
+With `speculativeIndexing` the chosen endpoint counts as holding the prompt at once, for `speculativeTTL`, so that the next
+request with this prefix follows it before the first event arrives. Stateless: the index owns the blocks.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar, Literal
+
+from epp.domain import Decision, PrefixMatch, TokenState
+from epp.plugins.computes import computing
+from epp.plugins.producers.token import TOKENIZED_PROMPT
+from epp.scheduling.interfaces import Cycle, DataKey, PrefixHits, prefix_match_key
+from epp.scheduling.params import NO_EFFECT, NOT_YET, PORT, Between, Duration, Spelled
+from epp.scheduling.registry import Collaborators, PluginType, Role
+
+TYPE = "precise-prefix-cache-producer"
+DEFAULT_BLOCK_SIZE = 16
+DEFAULT_SPECULATIVE_TTL = Duration(2.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenProcessorConfig:
+    """`tokenProcessorConfig`. Keys are our own: neither seed nor algorithm of the engine matters (architecture decision 3)."""
+
+    block_size_tokens: Annotated[int, Between(0, 1 << 20)] = 0
+    """Tokens a block; 0 or absent: the deprecated name, then 16. Once made, the size that applies."""
+    block_size: Annotated[int | None, Between(0, 1 << 20)] = None
+    """Deprecated name. Once made, None."""
+    hash_seed: Annotated[str, NO_EFFECT] = ""
+    hash_algorithm: Annotated[Literal["cbor-fnv", "xxh64"], NO_EFFECT] = "cbor-fnv"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "block_size_tokens", self.block_size_tokens or self.block_size or DEFAULT_BLOCK_SIZE)
+        object.__setattr__(self, "block_size", None)
+
+    @property
+    def unit(self) -> int:
+        """Tokens a block, of everything that is reported."""
+        return self.block_size_tokens
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InMemoryConfig:
+    """`inMemoryConfig` of the index."""
+
+    size: int = 100_000_000
+    pod_cache_size: int = 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RedisConfig:
+    """`redisConfig` of the index."""
+
+    address: str = "redis://127.0.0.1:6379"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CostAwareMemoryConfig:
+    """`costAwareMemoryConfig` of the index."""
+
+    size: str = "2GiB"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KVBlockIndexConfig:
+    """`kvBlockIndexConfig`: how llm-d stores its index; ours is bounded by what the engines hold."""
+
+    in_memory_config: Annotated[InMemoryConfig | None, NO_EFFECT] = None
+    redis_config: Annotated[RedisConfig | None, NO_EFFECT] = None
+    cost_aware_memory_config: Annotated[CostAwareMemoryConfig | None, NO_EFFECT] = None
+    enable_metrics: Annotated[bool, NO_EFFECT] = False
+    metrics_logging_interval: Annotated[int, NO_EFFECT] = 0
+    """Nanoseconds."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KVCacheBackend:
+    """How much a block in one tier counts."""
+
+    name: str
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IndexerConfig:
+    """`indexerConfig`."""
+
+    kv_block_index_config: KVBlockIndexConfig = field(default_factory=KVBlockIndexConfig)
+    kv_cache_backend_configs: Annotated[tuple[KVCacheBackend, ...], NOT_YET] = (
+        KVCacheBackend(name="gpu", weight=1.0),
+        KVCacheBackend(name="cpu", weight=0.8),
+    )
+
+    MOVED: ClassVar[dict[str, str]] = {
+        "tokenProcessorConfig": "stands beside indexerConfig, no longer in it",
+        "tokenizersPoolConfig": "no longer exists; token ids come from a token-producer",
+    }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PodDiscoveryConfig:
+    """`podDiscoveryConfig`: where an endpoint publishes; a data-parallel rank adds its index to both ports."""
+
+    pod_label_selector: Annotated[str, NO_EFFECT] = "llm-d.ai/inference-serving=true"
+    pod_namespace: Annotated[str, NO_EFFECT] = ""
+    socket_port: Annotated[int | None, PORT] = None
+    """None: not given; the endpoint itself is asked, then 5557 (architecture, "Names that are ours")."""
+    replay_socket_port: Annotated[int, Between(0, 65535)] = 0
+    """0: no replay."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KVEventsConfig:
+    """`kvEventsConfig`."""
+
+    zmq_endpoint: Annotated[str, NOT_YET] = ""
+    """One global socket that engines connect to."""
+    topic_filter: str = "kv@"
+    """Prefix of the ZMQ topics to subscribe to."""
+    concurrency: Annotated[int, NO_EFFECT] = 4
+    engine_type: Annotated[Literal["vllm", "sglang"], NOT_YET] = "vllm"
+    discover_pods: bool = True
+    """Subscribe to each endpoint."""
+    pod_discovery_config: PodDiscoveryConfig = field(default_factory=PodDiscoveryConfig)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrecisePrefixCacheParams:
+    """Parameters of precise-prefix-cache-producer."""
+
+    token_processor_config: TokenProcessorConfig = field(default_factory=TokenProcessorConfig)
+    indexer_config: IndexerConfig = field(default_factory=IndexerConfig)
+    kv_events_config: KVEventsConfig = field(default_factory=KVEventsConfig)
+    speculative_indexing: bool = False
+    speculative_ttl: Annotated[Duration, Spelled("speculativeTTL")] = DEFAULT_SPECULATIVE_TTL
+    """Not positive: the default, as in llm-d."""
+
+    @property
+    def speculative_ttl_s(self) -> float:
+        """Seconds that apply."""
+        return self.speculative_ttl if self.speculative_ttl > 0 else DEFAULT_SPECULATIVE_TTL
+
+
+class PrecisePrefixCacheProducer:
+    """Puts a PrefixMatch under its own name."""
+
+    def __init__(self, name: str, params: PrecisePrefixCacheParams, collaborators: Collaborators) -> None:
+        self.name = name
+        self._index = collaborators.index
+        self._unit = params.token_processor_config.unit
+        self._speculative_ttl_s = params.speculative_ttl_s if params.speculative_indexing else 0.0
+        self._match_key = prefix_match_key(name)
+        self._hits_key: DataKey[PrefixHits] = DataKey("PrefixHits", name)
+
+    def produces(self) -> Sequence[DataKey[Any]]:
+        return (self._match_key, self._hits_key)
+
+    def consumes(self) -> Sequence[DataKey[Any]]:
+        return (TOKENIZED_PROMPT,)
+
+    def produce(self, cycle: Cycle) -> None:
+        tokens = cycle.tokens
+        if tokens is None or tokens.state is TokenState.ABSENT:
+            return
+        hits = self._index.match(tokens, [endpoint.id for endpoint in cycle.endpoints], cycle.now)
+        unit, matched = self._unit, hits.tokens
+        cycle.put(self._hits_key, hits)
+        cycle.put(
+            self._match_key,
+            PrefixMatch(
+                block_size=unit,
+                total_blocks=sum(len(prompt) // unit for prompt in tokens.prompts),
+                matched_blocks=[held // unit for held in matched],
+                total_tokens=tokens.token_count,
+                matched_tokens=matched,
+            ),
+        )
+
+    def decided(self, cycle: Cycle, decision: Decision) -> None:
+        if self._speculative_ttl_s == 0.0:
+            return
+        hits = cycle.get(self._hits_key)
+        if hits is not None:
+            for endpoint in computing(decision):
+                self._index.speculate(hits, endpoint, cycle.now + self._speculative_ttl_s)
+
+
+PLUGIN = PluginType(TYPE, PrecisePrefixCacheParams, PrecisePrefixCacheProducer, frozenset((Role.PRODUCER, Role.ENDPOINT_EXTRACTOR)))

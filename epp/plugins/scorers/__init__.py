@@ -1,0 +1,1 @@
+"""Scorers: how well each candidate suits, in [0, 1]."""

@@ -1,0 +1,104 @@
+"""The precise producer: what it asks the index, what it reports, when it abstains and when it speculates."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from epp.domain import Decision, DecisionId, EndpointId, ProfileResult, TokenizedRequest, TokenState
+from epp.plugins.producers.precise_prefix_cache import PrecisePrefixCacheParams, PrecisePrefixCacheProducer, TokenProcessorConfig
+from epp.scheduling.interfaces import Cycle, PrefixHits, prefix_match_key
+from epp.scheduling.params import Duration
+from epp.scheduling.registry import Collaborators
+from epp.testing.builders import make_cycle, make_endpoint, make_tokens
+
+FLEET = [make_endpoint(i) for i in range(3)]
+NAME = "precise-prefix-cache-producer"
+
+
+@dataclass
+class Hits:
+    tokens: list[int]
+
+
+@dataclass
+class Index:
+    """An index with a fixed answer that remembers what it was told."""
+
+    tokens: list[int]
+    asked: list[tuple[Sequence[EndpointId], float]] = field(default_factory=list)
+    speculated: list[tuple[EndpointId, float]] = field(default_factory=list)
+
+    def match(self, tokens: TokenizedRequest, endpoints: Sequence[EndpointId], now: float) -> Hits:
+        self.asked.append((list(endpoints), now))
+        return Hits(self.tokens)
+
+    def speculate(self, hits: PrefixHits, endpoint: EndpointId, until: float) -> None:
+        self.speculated.append((endpoint, until))
+
+
+def producer(index: Index, **params: Any) -> PrecisePrefixCacheProducer:
+    return PrecisePrefixCacheProducer(NAME, PrecisePrefixCacheParams(**params), Collaborators(index))
+
+
+def decide(subject: PrecisePrefixCacheProducer, cycle: Cycle, *profiles: str) -> None:
+    """Profile number i chose endpoint number i."""
+    results = {name: ProfileResult(name, FLEET, [], [], [FLEET[i]]) for i, name in enumerate(profiles)}
+    subject.decided(cycle, Decision(DecisionId("d"), "r", results[profiles[0]], results, cycle.request, cycle.tokens))
+
+
+def test_hits_are_reported_in_blocks_of_the_configured_unit() -> None:
+    """Engine hits in tokens become whole blocks; the total is the sum over prompts of their full blocks."""
+    index = Index([50, 16, 0])
+    cycle = make_cycle(FLEET, tokens=make_tokens(50, 30), now=7.0)
+    producer(index).produce(cycle)
+    match = cycle.get(prefix_match_key(NAME))
+    assert match is not None
+    assert (match.block_size, match.total_blocks, match.matched_blocks) == (16, 4, [3, 1, 0])
+    assert (match.total_tokens, match.matched_tokens) == (80, [50, 16, 0])
+    assert index.asked == [([endpoint.id for endpoint in FLEET], 7.0)]
+
+
+@pytest.mark.parametrize(("config", "unit"), [({}, 16), ({"block_size": 64}, 64), ({"block_size": 64, "block_size_tokens": 32}, 32)])
+def test_the_unit_has_a_deprecated_name(config: dict[str, Any], unit: int) -> None:
+    """blockSize counts where blockSizeTokens is absent."""
+    cycle = make_cycle(FLEET, tokens=make_tokens(128))
+    producer(Index([64, 0, 0]), token_processor_config=TokenProcessorConfig(**config)).produce(cycle)
+    match = cycle.get(prefix_match_key(NAME))
+    assert match is not None
+    assert (match.block_size, match.matched_blocks[0]) == (unit, 64 // unit)
+
+
+@pytest.mark.parametrize("tokens", [None, TokenizedRequest(TokenState.ABSENT, reason="unknown_model")])
+def test_without_tokens_it_says_nothing(tokens: TokenizedRequest | None) -> None:
+    """Absent tokens never become a match of zero: scorers see that there is no data, and nothing is speculated."""
+    index = Index([0, 0, 0])
+    subject = producer(index, speculative_indexing=True)
+    cycle = make_cycle(FLEET, tokens=tokens)
+    subject.produce(cycle)
+    decide(subject, cycle, "default")
+    assert cycle.prefix_matches() == {}
+    assert index.asked == index.speculated == []
+
+
+@pytest.mark.parametrize(
+    ("params", "profiles", "speculated"),
+    [
+        ({}, ("default",), []),
+        ({"speculative_indexing": True}, ("default",), [("default/pod-0", 12.0)]),
+        ({"speculative_indexing": True, "speculative_ttl": Duration(0.5)}, ("default",), [("default/pod-0", 10.5)]),
+        ({"speculative_indexing": True, "speculative_ttl": Duration(-1.0)}, ("default",), [("default/pod-0", 12.0)]),
+        ({"speculative_indexing": True}, ("decode", "prefill", "encode"), [("default/pod-0", 12.0), ("default/pod-1", 12.0)]),
+    ],
+)
+def test_the_chosen_endpoint_counts_as_holding_the_prompt(
+    params: dict[str, Any], profiles: tuple[str, ...], speculated: list[tuple[str, float]]
+) -> None:
+    """Only where configured, for the time to live, for the endpoints that compute the prompt."""
+    index = Index([0, 0, 0])
+    subject = producer(index, **params)
+    cycle = make_cycle(FLEET, tokens=make_tokens(64), now=10.0)
+    subject.produce(cycle)
+    decide(subject, cycle, *profiles)
+    assert index.speculated == speculated
