@@ -66,7 +66,7 @@ class Endpoint:
 
     @property
     def host_port(self) -> str:
-        """"ip:port" as it goes on the wire, IPv6 in brackets."""
+        """ "ip:port" as it goes on the wire, IPv6 in brackets."""
         return f"[{self.address}]:{self.port}" if ":" in self.address else f"{self.address}:{self.port}"
 
 

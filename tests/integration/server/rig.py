@@ -1,6 +1,5 @@
 """A server on loopback with a scripted director, and a client that plays Envoy."""
 
-import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import grpc
@@ -13,6 +12,7 @@ from epp.errors import RequestError
 from epp.extproc.events import Route
 from epp.reporter import Reporter
 from epp.server.grpc_aio import GrpcServer
+from epp.testing.waiting import eventually
 
 Script = Callable[[Mapping[str, str], Sequence[str] | None, bytes | None], Awaitable[Route]]
 
@@ -139,10 +139,3 @@ class EnvoyStream:
     async def status(self) -> tuple[str, str]:
         """Name and details of the status the stream ended with."""
         return (await self.call.code()).name, await self.call.details()
-
-
-async def eventually(condition: Callable[[], bool]) -> None:
-    """Wait until the condition holds; the deadline is far beyond any sane delay and only keeps a failure from hanging."""
-    async with asyncio.timeout(20):
-        while not condition():  # noqa: ASYNC110 - the state of others, they set no event
-            await asyncio.sleep(0.002)

@@ -7,7 +7,8 @@ import pytest
 
 from epp import names
 from epp._proto import access_log_pb2 as pb
-from tests.integration.server.rig import Rig, eventually
+from epp.testing.waiting import eventually
+from tests.integration.server.rig import Rig
 
 
 def logger_stream(rig: Rig) -> grpc.aio.StreamUnaryCall:

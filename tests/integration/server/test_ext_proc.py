@@ -17,7 +17,8 @@ from epp.errors import (
     ServiceUnavailableError,
 )
 from epp.extproc.events import Route
-from tests.integration.server.rig import Rig, eventually
+from epp.testing.waiting import eventually
+from tests.integration.server.rig import Rig
 
 
 def request_headers(*, end_of_stream: bool = False, case: str = "d-1") -> pb.ProcessingRequest:

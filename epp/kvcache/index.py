@@ -1,0 +1,363 @@
+"""The prefix index: which endpoint holds which block, confirmed by its events or speculated after a decision.
+
+`holders` maps each of our block keys to the streams that hold it, a bit for each stream in one integer, so one pass over
+a request's keys finds the longest contiguous prefix of all endpoints at once. A stream is one (endpoint, data-parallel
+rank) with its own map from engine hash to block key, by which removals find their way; counts exist only where an
+engine holds more than one copy (spec/kv.md 1.13). Forgetting a stream is O(1): its bit retires at once and `sweep` frees
+what it held, in slices, so no removal stalls the event loop.
+
+Counted are GPU blocks of full-attention kind with a dense span, of one cache group a stream: the first that qualifies
+(spec/kv.md 8 rule 10). Blocks in other mediums and groups are decoded and passed over. For hybrid models this is an
+upper bound of the hit.
+
+Must not know sockets, sequence numbers or time: `now` is an argument. One instance, on the event loop only; never
+awaits, so a lookup sees whole batches.
+"""
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from epp.domain import BlockKey, EndpointId, EngineHash, TokenIds, TokenizedRequest
+from epp.kvcache.events import GPU, AllCleared, Batch, BlockRemoved, BlockStored
+from epp.kvcache.keys import NO_EXTRAS, TOKEN_BYTES, chain_keys, pack_tokens, prompt_keys, root_key
+from epp.kvcache.orphans import Orphan, Orphans
+from epp.kvcache.speculation import Speculations
+from epp.reporter import Reporter
+
+FULL_ATTENTION_KINDS: Final = frozenset((None, "full_attention", "mla_attention", "sink_full_attention"))
+
+# Bounds against an engine that lies or a head that never comes: blocks waiting for a parent, a stream; LoRA names.
+MAX_ORPHANS: Final = 8192
+MAX_LORAS: Final = 10_000
+
+
+@dataclass(slots=True)
+class _Stream:
+    """What one (endpoint, rank) holds."""
+
+    bit: int
+    """One bit, the same object in every `holders` entry only this stream holds."""
+    keys: dict[EngineHash, BlockKey] = field(default_factory=dict)
+    copies: dict[EngineHash, int] = field(default_factory=dict)
+    """Physical copies, where more than one."""
+    aliases: dict[BlockKey, int] = field(default_factory=dict)
+    """Engine hashes that mean the same block of ours, where more than one (a LoRA loaded from another path)."""
+    orphans: Orphans = field(default_factory=lambda: Orphans(MAX_ORPHANS))
+    block_size: int | None = None
+    """Tokens a block, learnt from the first event counted."""
+    group: int | None = None
+    """The cache group counted; None: not seen yet, or the engine does not number its groups."""
+
+
+class Hits:
+    """One lookup; keeps the block keys it computed (implements scheduling.interfaces.PrefixHits)."""
+
+    __slots__ = ("_chains", "_packed", "_request", "block_sizes", "blocks", "tokens")
+
+    def __init__(self, request: TokenizedRequest, block_sizes: list[int]) -> None:
+        self._request = request
+        self._packed = [_packed(prompt) for prompt in request.prompts]
+        self._chains: dict[int, list[list[BlockKey]]] = {}
+        self.block_sizes = block_sizes
+        """Tokens a block of each endpoint asked for."""
+        self.blocks = [0] * len(block_sizes)
+        """Leading blocks each endpoint holds, of its own block size, summed over the prompts; for explanations."""
+        self.tokens = [0] * len(block_sizes)
+        """Hit tokens an engine would report, summed over the prompts: its last token is always computed (rule 12)."""
+
+    def chains(self, block_size: int) -> list[list[BlockKey]]:
+        """Keys of the full blocks of each prompt."""
+        chains = self._chains.get(block_size)
+        if chains is None:
+            request = self._request
+            chains = [prompt_keys(packed, block_size, lora=request.lora, cache_salt=request.cache_salt) for packed in self._packed]
+            self._chains[block_size] = chains
+        return chains
+
+    def caps(self, block_size: int) -> list[int]:
+        """Most blocks of each prompt that can count as a hit."""
+        return [max(0, len(prompt) - 1) // block_size for prompt in self._request.prompts]
+
+
+class PrefixIndex:
+    """Who holds what (implements scheduling.interfaces.PrefixIndex)."""
+
+    def __init__(self, reporter: Reporter, *, default_block_size: int) -> None:
+        """`default_block_size`: tokens a block of endpoints that have told nothing yet."""
+        self._reporter = reporter
+        self._default_block_size = default_block_size
+        self._taught_sizes: dict[EndpointId, int] = {}
+        self._holders: dict[BlockKey, int] = {}
+        self._streams: dict[EndpointId, dict[int, _Stream]] = {}
+        self._speculations = Speculations()
+        self._retired: deque[_Stream] = deque()
+        self._free_bits: list[int] = []
+        self._bits = 0
+        self._loras: frozenset[str] = frozenset()
+
+    # --- reading ---------------------------------------------------------------------------------------------
+    def match(self, tokens: TokenizedRequest, endpoints: Sequence[EndpointId], now: float) -> Hits:
+        """Longest contiguous prefix each endpoint holds, confirmed or speculated and not expired at `now`."""
+        sizes = [self.block_size(endpoint) for endpoint in endpoints]
+        hits = Hits(tokens, sizes)
+        for size in dict.fromkeys(sizes):
+            asked = [(i, endpoint, self._bits_of(endpoint)) for i, endpoint in enumerate(endpoints) if sizes[i] == size]
+            for chain, cap in zip(hits.chains(size), hits.caps(size), strict=True):
+                if chain:
+                    self._match_chain(hits, chain, cap, asked, now)
+        return hits
+
+    def speculate(self, hits: object, endpoint: EndpointId, until: float) -> None:
+        """The endpoint is about to compute these prompts: count their full blocks as held until then, apart from confirmed ones."""
+        if not isinstance(hits, Hits):
+            raise TypeError("speculate takes what match() returned")
+        for chain in hits.chains(self.block_size(endpoint)):
+            self._speculations.add(endpoint, chain, until)
+
+    def block_size(self, endpoint: EndpointId) -> int:
+        """Tokens a block: what its events said, else what `set_block_size` said, else the default."""
+        for stream in self._streams.get(endpoint, {}).values():
+            if stream.block_size is not None:
+                return stream.block_size
+        return self._taught_sizes.get(endpoint, self._default_block_size)
+
+    def blocks(self, endpoint: EndpointId) -> int:
+        """Confirmed blocks held, over all ranks."""
+        return sum(len(stream.keys) for stream in self._streams.get(endpoint, {}).values())
+
+    def known_loras(self) -> frozenset[str]:
+        """LoRA names any engine has mentioned."""
+        return self._loras
+
+    # --- writing ---------------------------------------------------------------------------------------------
+    def apply(self, endpoint: EndpointId, rank: int, batch: Batch) -> None:
+        """Apply the events of one batch in order; what cannot be applied is reported and skipped."""
+        for reason in batch.errors:
+            self._reporter.kv_event_error(endpoint, reason)
+        ranks = self._streams.setdefault(endpoint, {})
+        if rank not in ranks:
+            ranks[rank] = self._new_stream()
+        for event in batch.events:
+            match event:
+                case BlockStored():
+                    problem = self._store(ranks[rank], event)
+                    if problem is not None:
+                        self._reporter.kv_event_error(endpoint, problem)
+                case BlockRemoved():
+                    self._remove(ranks[rank], event)
+                case AllCleared():
+                    old = ranks[rank]
+                    self._retire(old)
+                    # Still the same engine: what is known of its shape stays.
+                    ranks[rank] = self._new_stream(block_size=old.block_size, group=old.group)
+                    self._speculations.forget(endpoint)
+
+    def set_block_size(self, endpoint: EndpointId, block_size: int) -> None:
+        """What `cache_config_info` of the endpoint tells; its events overrule it."""
+        if block_size > 0:
+            self._taught_sizes[endpoint] = block_size
+
+    def clear(self, endpoint: EndpointId, rank: int | None = None) -> None:
+        """The engine restarted (one rank of it, or all): forget what it held and how its blocks looked."""
+        ranks = self._streams.get(endpoint, {})
+        for gone in [rank] if rank is not None else list(ranks):
+            if gone in ranks:
+                self._retire(ranks.pop(gone))
+        self._speculations.forget(endpoint)
+
+    def remove(self, endpoint: EndpointId) -> None:
+        """The endpoint is gone: forget everything about it."""
+        self.clear(endpoint)
+        self._streams.pop(endpoint, None)
+        self._taught_sizes.pop(endpoint, None)
+
+    def sweep(self, now: float, limit: int = 2_000) -> bool:
+        """Free about `limit` blocks of retired streams and expired speculations; True: there is more. To be called every second or so."""
+        freed = self._speculations.sweep(now, limit)
+        while self._retired and freed < limit:
+            stream = self._retired[0]
+            while stream.keys and freed < limit:
+                self._release(stream, stream.keys.popitem()[1])
+                freed += 1
+            if not stream.keys:
+                self._free_bits.append(self._retired.popleft().bit)
+        return freed >= limit
+
+    # --- matching --------------------------------------------------------------------------------------------
+    def _bits_of(self, endpoint: EndpointId) -> int:
+        bits = 0
+        for stream in self._streams.get(endpoint, {}).values():
+            bits |= stream.bit
+        return bits
+
+    def _match_chain(self, hits: Hits, chain: list[BlockKey], cap: int, asked: Iterable[tuple[int, EndpointId, int]], now: float) -> None:
+        wanted = 0
+        for _, _, bits in asked:
+            wanted |= bits
+        runs = self._runs(chain, wanted)
+        for i, endpoint, bits in asked:
+            run = runs.get(bits, 0) if bits & (bits - 1) == 0 else max(runs.get(bit, 0) for bit in _each_bit(bits))
+            speculated = self._speculations.prefix(endpoint, chain, now)
+            if speculated > run:
+                run = max(self._run_from(chain, speculated, bit) for bit in _each_bit(bits)) if bits else speculated
+            hits.blocks[i] += run
+            hits.tokens[i] += (run if run < cap else cap) * hits.block_sizes[i]
+
+    def _runs(self, chain: list[BlockKey], alive: int) -> dict[int, int]:
+        """Leading blocks held by each of the streams whose bits are set; a stream that holds none has no entry."""
+        runs: dict[int, int] = {}
+        length = 0
+        for length, held in enumerate(map(self._holders.get, chain)):
+            still = alive & held if held is not None else 0
+            if still != alive:
+                if length:
+                    for bit in _each_bit(alive ^ still):
+                        runs[bit] = length
+                alive = still
+                if not alive:
+                    return runs
+        for bit in _each_bit(alive):
+            runs[bit] = length + 1
+        return runs
+
+    def _run_from(self, chain: list[BlockKey], start: int, bit: int) -> int:
+        """End of the run of confirmed blocks that begins at `start`."""
+        holders = self._holders
+        end = start
+        while end < len(chain) and holders.get(chain[end], 0) & bit:
+            end += 1
+        return end
+
+    # --- applying --------------------------------------------------------------------------------------------
+    def _store(self, stream: _Stream, event: BlockStored) -> str | None:
+        """Returns the reason for which (part of) the event could not be indexed."""
+        if event.medium != GPU or event.kind not in FULL_ATTENTION_KINDS:
+            return None
+        size = event.block_size
+        if size == 0 or len(event.tokens) != len(event.hashes) * size * TOKEN_BYTES:
+            return "not_dense"
+        if stream.block_size is None:
+            stream.block_size, stream.group = size, event.group
+        elif event.group != stream.group:
+            return None
+        elif size != stream.block_size:
+            return "block_size"
+        if event.lora is not None and event.lora not in self._loras:
+            if len(self._loras) >= MAX_LORAS:
+                return "too_many_loras"
+            self._loras |= {event.lora}
+        parent = root_key(event.lora, size) if event.parent is None else stream.keys.get(event.parent)
+        if parent is None:
+            return self._store_unrooted(stream, event)
+        keys = chain_keys(parent, event.tokens, size, event.extras or ())
+        for block, key in zip(event.hashes, keys, strict=True):
+            self._add(stream, block, key)
+        if stream.orphans:
+            self._adopt(stream, event.hashes)
+        return None
+
+    def _store_unrooted(self, stream: _Stream, event: BlockStored) -> str | None:
+        """The parent is unknown: blocks wait for it, up to the first whose own key is known from another copy."""
+        width = event.block_size * TOKEN_BYTES
+        parent = event.parent
+        assert parent is not None
+        problem = None
+        for i, block in enumerate(event.hashes):
+            tokens = event.tokens[i * width : (i + 1) * width]
+            extras = event.extras[i] if event.extras else NO_EXTRAS
+            parent_key, key = stream.keys.get(parent), stream.keys.get(block)
+            if parent_key is not None and key is None:
+                key = chain_keys(parent_key, tokens, event.block_size, (extras,))[0]
+            if key is not None:
+                self._add(stream, block, key)
+                self._adopt(stream, [block])
+            else:
+                fitted = stream.orphans.add(Orphan(block, parent, tokens, extras))
+                problem = problem or ("orphan" if fitted else "orphan_dropped")
+            parent = block
+        return problem
+
+    def _adopt(self, stream: _Stream, parents: Iterable[EngineHash]) -> None:
+        """Blocks that waited for one of these get their keys, and so do those that waited for them."""
+        todo = list(parents)
+        while todo:
+            parent = todo.pop()
+            for orphan in stream.orphans.adopt(parent):
+                size = len(orphan.tokens) // TOKEN_BYTES
+                key = chain_keys(stream.keys[parent], orphan.tokens, size, (orphan.extras,))[0]
+                for _ in range(orphan.copies):
+                    self._add(stream, orphan.hash, key)
+                todo.append(orphan.hash)
+
+    def _add(self, stream: _Stream, block: EngineHash, key: BlockKey) -> None:
+        """One physical copy more."""
+        if block in stream.keys:
+            stream.copies[block] = stream.copies.get(block, 1) + 1
+            return
+        stream.keys[block] = key
+        held = self._holders.get(key)
+        if held is None:
+            self._holders[key] = stream.bit
+        elif held & stream.bit:
+            stream.aliases[key] = stream.aliases.get(key, 1) + 1
+        else:
+            self._holders[key] = held | stream.bit
+
+    def _remove(self, stream: _Stream, event: BlockRemoved) -> None:
+        """One physical copy less of each; blocks never indexed are none of ours."""
+        if event.medium != GPU or (event.group is not None and event.group != stream.group):
+            return
+        for block in event.hashes:
+            copies = stream.copies.pop(block, 1)
+            if copies > 1:
+                if copies > 2:
+                    stream.copies[block] = copies - 1
+                continue
+            key = stream.keys.pop(block, None)
+            if key is None:
+                stream.orphans.removed(block)
+            else:
+                self._release(stream, key)
+
+    def _release(self, stream: _Stream, key: BlockKey) -> None:
+        """One engine hash less means this block."""
+        aliases = stream.aliases.pop(key, 1)
+        if aliases > 1:
+            if aliases > 2:
+                stream.aliases[key] = aliases - 1
+            return
+        held = self._holders[key] & ~stream.bit
+        if held:
+            self._holders[key] = held
+        else:
+            del self._holders[key]
+
+    # --- streams ---------------------------------------------------------------------------------------------
+    def _new_stream(self, block_size: int | None = None, group: int | None = None) -> _Stream:
+        if self._free_bits:
+            bit = self._free_bits.pop()
+        else:
+            bit = 1 << self._bits
+            self._bits += 1
+        return _Stream(bit, block_size=block_size, group=group)
+
+    def _retire(self, stream: _Stream) -> None:
+        """Nobody asks for its bit from now on; `sweep` frees its blocks, then the bit."""
+        self._retired.append(stream)
+
+
+def _packed(prompt: TokenIds) -> bytes:
+    """A prompt with ids no vocabulary has, which the engine will refuse, has no blocks."""
+    try:
+        return pack_tokens(prompt)
+    except (TypeError, ValueError, OverflowError):
+        return b""
+
+
+def _each_bit(bits: int) -> Iterator[int]:
+    while bits:
+        lowest = bits & -bits
+        yield lowest
+        bits ^= lowest

@@ -1,0 +1,242 @@
+"""KV events of every endpoint, from the wire into the index (spec/kv.md 1, 8; docs/architecture.md decision 5).
+
+`sync` names the endpoints that should be listened to; streams open and close to match. The sockets live in a thread of
+their own (`kv_streams`); what it decoded is applied here, on the event loop, in parts that take a few milliseconds at
+most, and in order. So readers of the index always see whole parts and never wait.
+
+Ports: the endpoint's labels, then the configured ones, then 5557; a data-parallel rank adds its index to each.
+
+Called by the composition root, which owns its life: `start`, `sync` as often as it likes, `stop`. All methods run on the
+event loop.
+"""
+
+import asyncio
+import itertools
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from epp import names
+from epp.domain import Endpoint, EndpointId
+from epp.kvcache.index import PrefixIndex
+from epp.kvcache.sequence import Apply, Clear, Gap, StreamState
+from epp.reporter import Reporter
+from epp.sources.kv_streams import Delivery, Failed, StateChanged, StreamAddress, StreamThread, Timing, Unreachable
+
+# A loop callback applies deliveries for this long, which leaves room for the last of them within 5 ms.
+SLICE_S: Final = 0.002
+# Beyond this many deliveries waiting, the thread stops reading.
+MAX_PENDING: Final = 1_000
+TICK_S: Final = 1.0
+
+# An engine that goes away while it is asked for its past has none worth waiting for.
+_SETTLED_STATES: Final = frozenset((StreamState.LIVE, StreamState.PARTIAL, StreamState.LOST))
+_DEFAULT_TIMING: Final = Timing()
+
+StreamKey = tuple[EndpointId, int]
+"""An endpoint and its data-parallel rank."""
+
+
+class _BadPortError(ValueError):
+    """A label that names no port."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Open:
+    """A stream that should be open."""
+
+    token: int
+    address: StreamAddress | None
+    """None: its labels name no port, so nothing can be heard."""
+
+
+class KvEventSource:
+    """Keeps the index up to date with what the engines publish."""
+
+    def __init__(
+        self,
+        index: PrefixIndex,
+        reporter: Reporter,
+        *,
+        topic_filter: str,
+        socket_port: int | None,
+        replay_port: int | None,
+        clock: Callable[[], float],
+        timing: Timing = _DEFAULT_TIMING,
+    ) -> None:
+        """`socket_port`, `replay_port`: base ports of endpoints without labels; None (replay: or 0): 5557, no replay.
+
+        `topic_filter`: a message counts if its topic begins with it or is empty, as vLLM's is by default.
+        """
+        self.settled = asyncio.Event()
+        """Set once the streams of the first `sync` are live, replayed, or given up; stays set."""
+        self._index = index
+        self._reporter = reporter
+        self._socket_port = socket_port or names.DEFAULT_KV_EVENTS_PORT
+        self._replay_port = replay_port or 0
+        self._clock = clock
+        prefix = topic_filter.encode()
+        self._tokens = itertools.count()
+        self._open: dict[StreamKey, _Open] = {}
+        self._keys: dict[int, StreamKey] = {}
+        """Stream of each token; deliveries of closed ones find none."""
+        self._unsettled: set[int] | None = None
+        """Tokens `settled` waits for; None before the first sync."""
+        self._pending: deque[tuple[int, Delivery]] = deque()
+        self._draining = False
+        self._tick: asyncio.TimerHandle | None = None
+        self._ended: asyncio.Future[None] | None = None
+        self._thread = StreamThread(
+            deliver=self._deliver,
+            ended=self._thread_ended,
+            behind=lambda: len(self._pending) >= MAX_PENDING,
+            accepts=lambda topic: not topic or topic.startswith(prefix),
+            clock=clock,
+            timing=timing,
+        )
+
+    def start(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Begin; `loop` is where the index lives."""
+        self._loop = loop
+        self._ended = loop.create_future()
+        self._tick = loop.call_later(TICK_S, self._on_tick)
+        self._thread.start()
+
+    def sync(self, endpoints: Sequence[Endpoint]) -> None:
+        """Listen to exactly these. An endpoint gone is forgotten at once; one at another address starts anew."""
+        wanted = {(endpoint.id, endpoint.rank): endpoint for endpoint in endpoints}
+        for key in [key for key in self._open if key not in wanted]:
+            self._close(key)
+            if not any(endpoint_id == key[0] for endpoint_id, _ in wanted):
+                self._index.remove(key[0])
+        for key, endpoint in wanted.items():
+            address = self._address(endpoint)
+            current = self._open.get(key)
+            if current is not None and current.address != address:
+                self._close(key)
+                current = None
+            if current is None:
+                self._begin(key, address)
+        if self._unsettled is None:
+            self._unsettled = {stream.token for stream in self._open.values() if stream.address is not None}
+        self._check_settled()
+
+    async def stop(self) -> None:
+        """Close all streams and end the thread; the index keeps what it knows."""
+        if self._tick is not None:
+            self._tick.cancel()
+        if self._ended is not None:
+            self._thread.stop()
+            await self._ended
+            self._thread.join()
+
+    # --- streams ---------------------------------------------------------------------------------------------
+    def _begin(self, key: StreamKey, address: StreamAddress | None) -> None:
+        token = next(self._tokens)
+        self._open[key] = _Open(token, address)
+        self._keys[token] = key
+        if address is None:
+            self._reporter.kv_event_error(key[0], "port_label")
+        else:
+            self._thread.open(token, address)
+
+    def _close(self, key: StreamKey) -> None:
+        token = self._open.pop(key).token
+        del self._keys[token]
+        if self._unsettled is not None:
+            self._unsettled.discard(token)
+        self._thread.close(token)
+        self._index.clear(*key)
+
+    def _address(self, endpoint: Endpoint) -> StreamAddress | None:
+        """Where the endpoint publishes; None where its labels name no port."""
+        try:
+            port = _port(endpoint, names.KV_EVENTS_PORT_LABEL, self._socket_port)
+            replay_port = _port(endpoint, names.KV_REPLAY_PORT_LABEL, self._replay_port)
+        except _BadPortError:
+            return None
+        return StreamAddress(endpoint.address, port, replay_port or None) if port else None
+
+    def _check_settled(self) -> None:
+        if self._unsettled is not None and not self._unsettled:
+            self.settled.set()
+
+    # --- from the thread -------------------------------------------------------------------------------------
+    def _deliver(self, token: int, delivery: Delivery) -> None:
+        """On the stream thread."""
+        self._pending.append((token, delivery))
+        if not self._draining:
+            self._draining = True
+            self._loop.call_soon_threadsafe(self._drain)
+
+    def _thread_ended(self, failure: Exception | None) -> None:
+        """On the stream thread, last of all."""
+        self._loop.call_soon_threadsafe(self._on_thread_ended, failure)
+
+    def _on_thread_ended(self, failure: Exception | None) -> None:
+        assert self._ended is not None
+        self._ended.set_result(None)
+        if failure is not None:
+            self._loop.call_exception_handler({"message": "the thread that receives KV events failed", "exception": failure})
+
+    # --- on the event loop -----------------------------------------------------------------------------------
+    def _drain(self) -> None:
+        """Apply what waits, for one slice of time."""
+        until = self._clock() + SLICE_S
+        # Cleared before looking: what the thread adds after the last look rings again.
+        self._draining = False
+        while self._pending:
+            token, delivery = self._pending.popleft()
+            key = self._keys.get(token)
+            if key is not None:
+                self._handle(token, key, delivery)
+            if self._pending and self._clock() >= until:
+                self._draining = True
+                self._loop.call_soon(self._drain)
+                return
+
+    def _handle(self, token: int, key: StreamKey, delivery: Delivery) -> None:
+        endpoint, rank = key
+        match delivery:
+            case Apply(batch):
+                self._index.apply(endpoint, rank, batch)
+            case Clear():
+                self._index.clear(endpoint, rank)
+            case Gap(missing):
+                self._reporter.kv_gap(endpoint, missing)
+            case Failed(reason):
+                self._reporter.kv_event_error(endpoint, reason)
+            case StateChanged(state):
+                self._reporter.kv_stream_state(endpoint, rank, state.value)
+                if state in _SETTLED_STATES:
+                    self._settle(token)
+            case Unreachable():
+                self._settle(token)
+
+    def _settle(self, token: int) -> None:
+        if self._unsettled:
+            self._unsettled.discard(token)
+            self._check_settled()
+
+    def _on_tick(self) -> None:
+        for endpoint in {endpoint for endpoint, _ in self._open}:
+            self._reporter.index_size(endpoint, self._index.blocks(endpoint))
+        self._sweep()
+        self._tick = self._loop.call_later(TICK_S, self._on_tick)
+
+    def _sweep(self) -> None:
+        if self._index.sweep(self._clock()):
+            self._loop.call_soon(self._sweep)
+
+
+def _port(endpoint: Endpoint, label: str, configured: int) -> int:
+    """The port of the endpoint's rank; 0: none."""
+    text = endpoint.labels.get(label)
+    if text is not None and not (text.isascii() and text.isdigit()):
+        raise _BadPortError(label)
+    base = configured if text is None else int(text)
+    port = base + endpoint.rank if base else 0
+    if port > 65535:
+        raise _BadPortError(label)
+    return port

@@ -1,0 +1,112 @@
+"""epp itself as a child process, for tests that need the real thing: started with flags, ready when its health says so."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import aiohttp
+import grpc.aio
+
+from epp._proto import health_pb2
+from epp.errors import EppError
+
+READY_TIMEOUT_S = 60.0
+
+
+def free_ports(count: int) -> list[int]:
+    """TCP ports of 127.0.0.1 that nobody uses now; all different."""
+    with contextlib.ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [int(probe.getsockname()[1]) for probe in probes]
+
+
+async def is_serving(health_port: int) -> bool:
+    """Whether the picker whose health port this is says SERVING."""
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{health_port}") as channel:
+        check = channel.unary_unary(
+            "/grpc.health.v1.Health/Check",
+            request_serializer=health_pb2.HealthCheckRequest.SerializeToString,
+            response_deserializer=health_pb2.HealthCheckResponse.FromString,
+        )
+        try:
+            answer = await check(health_pb2.HealthCheckRequest(), timeout=1.0)
+        except grpc.aio.AioRpcError:
+            return False
+        return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+
+class PickerProcess:
+    """One running epp: `async with PickerProcess(["--config-text=..."]) as picker: ... picker.grpc_port`."""
+
+    def __init__(self, flags: Sequence[str]) -> None:
+        """`flags` beside ports, plaintext and no drain, which are given."""
+        self._flags = flags
+        self.grpc_port, self.health_port, self.metrics_port = free_ports(3)
+        self._process: asyncio.subprocess.Process | None = None
+        self._log: Path | None = None
+        self._exit = contextlib.AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        async with contextlib.AsyncExitStack() as stack:
+            self._log = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="epp-"))) / "log"
+            with self._log.open("wb") as log:
+                self._process = await asyncio.create_subprocess_exec(
+                    *(sys.executable, "-m", "epp"),
+                    f"--grpc-port={self.grpc_port}",
+                    f"--grpc-health-port={self.health_port}",
+                    f"--metrics-port={self.metrics_port}",
+                    "--secure-serving=false",
+                    "--drain-timeout=0s",
+                    *self._flags,
+                    stdout=log,
+                    stderr=log,
+                )
+            stack.push_async_callback(self.stop)
+            await self._wait_ready()
+            self._exit = stack.pop_all()
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        await self._exit.aclose()
+
+    def log(self) -> str:
+        """What it wrote so far."""
+        return "" if self._log is None else self._log.read_text(errors="replace")
+
+    async def metrics(self) -> dict[str, float]:
+        """Samples of its /metrics by name and labels, as they stand on the page."""
+        async with aiohttp.ClientSession() as session, session.get(f"http://127.0.0.1:{self.metrics_port}/metrics") as answer:
+            lines = (await answer.text()).splitlines()
+        return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if line and line[0] != "#")}
+
+    async def kill(self) -> None:
+        """kill -9."""
+        await self.stop(signal.SIGKILL)
+
+    async def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """Send a signal if it still runs, wait for its end; returns the exit code."""
+        assert self._process is not None
+        if self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._process.pid, number)
+        return await self._process.wait()
+
+    async def _wait_ready(self) -> None:
+        assert self._process is not None
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(READY_TIMEOUT_S):
+                while self._process.returncode is None:
+                    if await is_serving(self.health_port):
+                        return
+                    await asyncio.sleep(0.05)
+        raise EppError(f"epp did not get ready; it wrote:\n{self.log()}")

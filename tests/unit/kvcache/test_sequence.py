@@ -1,0 +1,410 @@
+"""The sequence of a stream, as transcripts: what the source tells on the left, what it is to do on the right, the state in brackets.
+
+`live 5@2.5` is batch 5 with time stamp 2.5; `reply` one of a replay's answer, `end` its end marker, `silence` its absence.
+Only lines that end in a bracket check the state.
+"""
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from epp.kvcache.events import Batch
+from epp.kvcache.sequence import MAX_QUEUED, Action, Apply, Clear, EventSequence, Gap, Replay, StreamState, parse_seq
+
+WITHOUT_REPLAY = {
+    "a stream heard from its beginning": """
+        connect         ->                              [live]
+        live 0@1 1@2    -> apply 0, apply 1             [live]
+    """,
+    "a late joiner knows that it knows only a part": """
+        connect         ->                              [live]
+        live 57@1       -> apply 57                     [partial]
+        live 58@2       -> apply 58                     [partial]
+    """,
+    "a publisher that counts from 1 has no lost head": """
+        connect         ->
+        live 1@1        -> apply 1                      [live]
+    """,
+    "a gap is counted and what is known stays": """
+        connect         ->
+        live 0@1        -> apply 0
+        live 4@2        -> gap 3, apply 4               [partial]
+    """,
+    "an engine that restarts is another one: back to 0 with a newer time": """
+        connect         ->
+        live 0@1 1@2    -> apply 0, apply 1
+        live 0@9        -> clear, apply 0               [live]
+    """,
+    "a restarted engine can reach the very number seen last": """
+        connect         ->
+        live 0@1 1@2    -> apply 0, apply 1
+        drop            ->                              [lost]
+        connect         ->                              [live]
+        live 1@9        -> clear, apply 1               [live]
+    """,
+    "the first batches of a restarted engine can be lost": """
+        connect         ->
+        live 0@1 1@2 2@3 3@4 -> apply 0, apply 1, apply 2, apply 3
+        live 2@9        -> clear, apply 2               [partial]
+    """,
+    "a duplicate is dropped": """
+        connect         ->
+        live 0@1 1@2    -> apply 0, apply 1
+        live 1@2 0@1    ->                              [live]
+        live 2@3        -> apply 2
+    """,
+    "a batch nobody could read has its place in the sequence": """
+        connect         ->
+        live 0@1        -> apply 0
+        live 1@?        -> apply 1
+        live 2@3        -> apply 2                      [live]
+        live 1@?        ->
+    """,
+    "after a connection breaks the stream goes on where it was": """
+        connect         ->
+        live 0@1        -> apply 0
+        drop            ->                              [lost]
+        connect         ->                              [live]
+        live 1@2        -> apply 1                      [live]
+    """,
+}
+
+WITH_REPLAY = {
+    "an engine that has published nothing yet": """
+        connect         -> replay 0                     [replaying]
+        end             ->                              [live]
+        live 0@1        -> apply 0                      [live]
+    """,
+    "a late joiner asks again until an answer brings nothing new": """
+        connect         -> replay 0                     [replaying]
+        reply 0@1 1@2   -> apply 0, apply 1
+        end             -> replay 1                     [replaying]
+        reply 1@2       ->
+        end             ->                              [live]
+    """,
+    "live batches wait for the replay and overlap is applied once": """
+        connect         -> replay 0
+        live 2@3 3@4    ->
+        reply 0@1 1@2 2@3 -> apply 0, apply 1, apply 2
+        end             -> apply 3                      [live]
+    """,
+    "the replay stops when it meets the first live batch": """
+        connect         -> replay 0
+        live 2@3        ->
+        reply 0@1 1@2   -> apply 0, apply 1
+        end             -> apply 2                      [live]
+    """,
+    "a head gone from the ring leaves the stream partial": """
+        connect         -> replay 0
+        reply 90@1 91@2 -> apply 90, apply 91
+        end             -> replay 91
+        reply 91@2      ->
+        end             ->                              [partial]
+    """,
+    "a gap is healed from the last batch known, which proves it is the same engine": """
+        connect         -> replay 0
+        end             ->
+        live 0@1        -> apply 0
+        live 3@4        -> gap 2, replay 0              [replaying]
+        reply 0@1 1@2 2@3 3@4 -> apply 1, apply 2, apply 3
+        end             ->                              [live]
+        live 4@5        -> apply 4
+    """,
+    "the gap turns out to be a restart nobody saw": """
+        connect         -> replay 0
+        end             ->
+        live 0@1 1@2    -> apply 0, apply 1
+        live 5@99       -> gap 3, replay 1
+        reply 1@95 2@96 -> clear
+        end             -> replay 0                     [replaying]
+        reply 0@94 1@95 2@96 3@97 4@98 5@99 -> apply 0, apply 1, apply 2, apply 3, apply 4, apply 5
+        end             ->                              [live]
+    """,
+    "an engine that restarted during a lost connection": """
+        connect         -> replay 0
+        end             ->
+        live 0@1 1@2 2@3 -> apply 0, apply 1, apply 2
+        drop            ->                              [lost]
+        connect         -> replay 2                     [replaying]
+        end             -> clear, replay 0
+        reply 0@50      -> apply 0
+        end             -> replay 0
+        reply 0@50      ->
+        end             ->                              [live]
+    """,
+    "a connection that broke and came back, the engine lived": """
+        connect         -> replay 0
+        end             ->
+        live 0@1        -> apply 0
+        drop            ->
+        connect         -> replay 0
+        live 3@4        ->
+        reply 0@1 1@2 2@3 3@4 -> apply 1, apply 2, apply 3
+        end             ->                              [live]
+    """,
+    "what is still read from a broken connection counts only if it follows": """
+        connect         -> replay 0
+        end             ->
+        live 0@1        -> apply 0
+        drop            ->
+        live 1@2        -> apply 1
+        live 7@8        ->                              [lost]
+        connect         -> replay 1
+    """,
+    "a restart seen live with its first batch needs no replay": """
+        connect         -> replay 0
+        end             ->
+        live 0@1 1@2    -> apply 0, apply 1
+        live 0@9        -> clear, apply 0               [live]
+    """,
+    "a restart seen live in its middle is replayed from the beginning": """
+        connect         -> replay 0
+        end             ->
+        live 0@1 1@2 2@3 -> apply 0, apply 1, apply 2
+        live 2@9        -> clear, replay 0
+        reply 0@7 1@8 2@9 -> apply 0, apply 1, apply 2
+        end             ->                              [live]
+    """,
+    "a replay socket that never answers is given up and live goes on": """
+        connect         -> replay 0                     [replaying]
+        live 4@5 5@6    ->
+        silence         -> apply 4, apply 5             [partial]
+        live 6@7        -> apply 6
+    """,
+    "a gap that cannot be healed is counted once and what is known stays": """
+        connect         -> replay 0
+        end             ->
+        live 0@1        -> apply 0
+        live 2@3        -> gap 1, replay 0
+        live 3@4        ->
+        silence         -> apply 2, apply 3             [partial]
+    """,
+    "an overrun socket leaves a hole in the answer: asked again from there": """
+        connect         -> replay 0
+        reply 0@1 1@2 4@5 5@6 -> apply 0, apply 1
+        end             -> replay 1
+        reply 1@2 2@3 3@4 4@5 5@6 -> apply 2, apply 3, apply 4, apply 5
+        end             -> replay 5
+        reply 5@6       ->
+        end             ->                              [live]
+    """,
+    "an overrun socket loses the end of its answer: the waiting live batch shows it": """
+        connect         -> replay 0
+        end             ->
+        live 0@1        -> apply 0
+        live 3@4        -> gap 2, replay 0
+        reply 0@1       ->
+        end             -> replay 0                     [replaying]
+        reply 0@1 1@2 2@3 3@4 -> apply 1, apply 2, apply 3
+        end             ->                              [live]
+    """,
+    "an overrun socket can also lose the end marker": """
+        connect         -> replay 0
+        reply 0@1       -> apply 0
+        silence         -> replay 0
+        reply 0@1       ->
+        end             ->                              [live]
+    """,
+    "a publisher that keeps leaving out the same batch is not asked for ever": """
+        connect         -> replay 0
+        reply 0@1 2@3   -> apply 0
+        end             -> replay 0
+        reply 0@1 2@3   ->
+        end             -> replay 0
+        reply 0@1 2@3   ->
+        end             -> replay 0
+        reply 0@1 2@3   ->
+        end             ->                              [partial]
+    """,
+    "a ring that has moved on past us: nothing that was known is sure any more": """
+        connect         -> replay 0
+        end             ->
+        live 0@1        -> apply 0
+        live 90@91      -> gap 89, replay 0
+        reply 89@90 90@91 -> clear, apply 89, apply 90
+        end             ->                              [partial]
+    """,
+    "live batches of a restarted engine end up behind the replay of the old one": """
+        connect         -> replay 0
+        live 0@50       ->
+        reply 0@1 1@2   -> apply 0, apply 1
+        end             -> clear, apply 0               [live]
+    """,
+    "replies after the replay was given up change nothing": """
+        connect         -> replay 0
+        silence         ->                              [partial]
+        reply 0@1       ->
+        end             ->                              [partial]
+    """,
+}
+
+
+def perform(sequence: EventSequence, step: str) -> list[Action]:
+    verb, *batches = step.split()
+    if verb == "connect":
+        return sequence.connected()
+    if verb == "drop":
+        sequence.disconnected()
+        return []
+    if verb in ("end", "silence"):
+        return sequence.replay_ended(complete=verb == "end")
+    actions = []
+    for text in batches:
+        number, ts = text.split("@")
+        batch = Batch(None if ts == "?" else float(ts), rank=int(number))
+        actions += (sequence.live if verb == "live" else sequence.replayed)(int(number), batch)
+    return actions
+
+
+def written(action: Action) -> str:
+    match action:
+        case Apply(batch):
+            return f"apply {batch.rank}"
+        case Gap(missing):
+            return f"gap {missing}"
+        case Replay(start):
+            return f"replay {start}"
+        case Clear():
+            return "clear"
+
+
+def run(transcript: str, *, replay: bool) -> None:
+    sequence = EventSequence(replay=replay)
+    for line in filter(None, map(str.strip, transcript.splitlines())):
+        parts = re.fullmatch(r"(.+?)\s*->\s*(.*?)\s*(?:\[(\w+)\])?", line)
+        assert parts is not None, line
+        step, expected, state = parts.groups()
+
+        assert (line, ", ".join(map(written, perform(sequence, step)))) == (line, expected)
+        assert state in (None, sequence.state.value), line
+
+
+@pytest.mark.parametrize("name", list(WITHOUT_REPLAY))
+def test_without_replay_socket(name: str) -> None:
+    """A stream without a replay socket notices restarts and gaps by number and time alone."""
+    run(WITHOUT_REPLAY[name], replay=False)
+
+
+@pytest.mark.parametrize("name", list(WITH_REPLAY))
+def test_with_replay_socket(name: str) -> None:
+    """A stream with a replay socket brings back what it missed, each batch once and in order."""
+    run(WITH_REPLAY[name], replay=True)
+
+
+@pytest.mark.parametrize(
+    ("frame", "seq"),
+    [
+        (b"\0" * 8, 0),
+        (b"\0\0\0\0\0\0\1\2", 258),
+        (b"\0\0\0\0\0\0\0\5" + b"incarnation-uuid", 5),
+        (b"\0\0\0\0\0\0\0\5x", 5),
+        (b"", None),
+        (b"\0\0\0\5", None),
+    ],
+)
+def test_sequence_frame(frame: bytes, seq: int | None) -> None:
+    """The number is the first 8 bytes, whatever an engine appends; a shorter frame is malformed."""
+    assert parse_seq(frame) == seq
+
+
+def test_an_endless_replay_does_not_collect_live_batches_without_limit() -> None:
+    """When too many live batches wait, the replay is given up and they are applied."""
+    sequence = EventSequence(replay=True)
+    sequence.connected()
+    actions: list[Action] = []
+    for seq in range(MAX_QUEUED):
+        actions += sequence.live(seq, Batch(float(seq), rank=seq))
+
+    assert [action.batch.rank for action in actions if isinstance(action, Apply)] == list(range(MAX_QUEUED))
+    assert sequence.state is StreamState.LIVE
+
+
+class Engine:
+    """A publisher with a ring that forgets nothing; a restart begins a new history."""
+
+    def __init__(self) -> None:
+        self.clock = 0.0
+        self.history: list[Batch] = []
+
+    def publish(self) -> tuple[int, Batch]:
+        self.clock += 1
+        seq = len(self.history)
+        self.history.append(Batch(self.clock, rank=seq))
+        return seq, self.history[-1]
+
+
+class Listener:
+    """Performs the actions of a sequence against an engine, at once."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.sequence = EventSequence(replay=True)
+        self.applied: list[Batch] = []
+        self.asked: int | None = None
+
+    def perform(self, actions: list[Action]) -> None:
+        for action in actions:
+            match action:
+                case Apply(batch):
+                    self.applied.append(batch)
+                case Clear():
+                    self.applied.clear()
+                case Replay(start):
+                    self.asked = start
+                case Gap():
+                    pass
+
+    def answer(self, drop: set[int]) -> None:
+        """The engine answers what was asked, leaving out some batches; never the first: a socket has to be filled before it overruns."""
+        start, self.asked = self.asked, None
+        if start is not None:
+            for seq, batch in list(enumerate(self.engine.history))[start:]:
+                if seq == start or seq not in drop:
+                    self.perform(self.sequence.replayed(seq, batch))
+            self.perform(self.sequence.replay_ended(complete=True))
+
+    def heal(self) -> None:
+        """Answer until nothing more is asked."""
+        while self.asked is not None:
+            self.answer(set())
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.sampled_from(["publish", "lose", "repeat", "restart", "reconnect", "answer"]),
+            st.sets(st.integers(0, 6), min_size=1, max_size=3),
+        ),
+        max_size=60,
+    )
+)
+def test_after_healing_exactly_the_living_engines_history_is_applied(steps: list[str | set[int]]) -> None:
+    """Whatever was lost, repeated, restarted or answered with holes: one batch heard later, all is as the engine published it."""
+    engine = Engine()
+    listener = Listener(engine)
+    listener.perform(listener.sequence.connected())
+    for step in steps:
+        if isinstance(step, set):
+            listener.answer(step)
+        elif step == "publish":
+            listener.perform(listener.sequence.live(*engine.publish()))
+        elif step == "lose":
+            engine.publish()
+        elif step == "answer":
+            listener.answer(set())
+        elif step == "repeat" and engine.history:
+            listener.perform(listener.sequence.live(len(engine.history) - 1, engine.history[-1]))
+        elif step in ("restart", "reconnect"):
+            if step == "restart":
+                engine.history = []
+            listener.sequence.disconnected()
+            listener.asked = None
+            listener.perform(listener.sequence.connected())
+
+    listener.heal()
+    listener.perform(listener.sequence.live(*engine.publish()))
+    listener.heal()
+
+    assert [batch.ts for batch in listener.applied] == [batch.ts for batch in engine.history]
