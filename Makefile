@@ -26,6 +26,35 @@ demo: $(VENV)/.base ## real Envoy, epp and simulated vLLM pods: three ways of ro
 test: $(VENV)/.dev ## unit, wire and integration tests (no network, no cluster, no GPU)
 	@$(BIN)/pytest
 
+test-envoy: $(VENV)/.dev ## the same through a real Envoy
+	@$(BIN)/pytest tests/envoy
+
+test-demo: $(VENV)/.dev ## the demo's promises, for three seeds (5 minutes)
+	@$(BIN)/pytest tests/demo
+
+NEWEST := .tools/newest-transformers
+$(NEWEST)/.ready: pyproject.toml constraints.txt
+	@$(PYTHON) -m venv $(NEWEST)
+	@grep -v -i '^transformers==' constraints.txt > $(NEWEST)/constraints.txt
+	@$(NEWEST)/bin/pip install -q --disable-pip-version-check --upgrade -c $(NEWEST)/constraints.txt -e '.[dev]'
+	@touch $@
+
+test-newest: $(NEWEST)/.ready ## the recorded token ids, with the newest transformers instead of the pinned one
+	@$(NEWEST)/bin/python -c 'import importlib.metadata as m; print("transformers", m.version("transformers"))'
+	@$(NEWEST)/bin/pytest tests/integration/tokenization
+
+VLLM := .tools/vllm
+$(VLLM)/.ready: tools/vllm/install.sh
+	@echo "epp: installing a real vLLM (CPU build, 5 GB, about 3 minutes) into $(VLLM)"
+	@bash tools/vllm/install.sh $(VLLM)
+	@touch $@
+
+build/vllm-model/config.json: $(VLLM)/.ready tools/vllm/make_model.py
+	@HF_HUB_OFFLINE=1 $(VLLM)/bin/python tools/vllm/make_model.py build/vllm-model
+
+demo-vllm: $(VENV)/.base build/vllm-model/config.json ## two real vLLM engines on CPU behind Envoy and epp, beside plain round robin (6 minutes)
+	@$(BIN)/epp demo-vllm --venv $(VLLM) --model build/vllm-model
+
 check: $(VENV)/.dev ## lint, types, import contracts, generated code
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
@@ -43,4 +72,4 @@ proto: $(VENV)/.dev ## regenerate epp/_proto from proto/
 clean: ## remove the environment and everything built
 	rm -rf $(VENV) build .tools .mypy_cache .ruff_cache .hypothesis
 
-.PHONY: help demo test check format proto clean
+.PHONY: help demo test test-envoy test-demo test-newest demo-vllm check format proto clean

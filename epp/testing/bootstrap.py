@@ -107,7 +107,7 @@ def _bootstrap(
         "http_filters": list(filters),
         "route_config": {
             "name": "inference",
-            "response_headers_to_add": [served_by] if tell_endpoint else [],
+            **({"response_headers_to_add": [served_by]} if tell_endpoint else {}),
             "virtual_hosts": [
                 {
                     "name": "inference",
