@@ -58,19 +58,19 @@ def _serve(arguments: Sequence[str]) -> int:
 
 
 def _simulate(arguments: Sequence[str]) -> int:
-    from epp.simulator import command  # noqa: PLC0415  # see above
+    import epp.simulator.command as simulate  # noqa: PLC0415  # see above
 
     parser = argparse.ArgumentParser(prog="epp simulate", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    command.add_arguments(parser)
-    return command.run(parser.parse_args(arguments))
+    simulate.add_arguments(parser)
+    return simulate.run(parser.parse_args(arguments))
 
 
 def _demo(arguments: Sequence[str]) -> int:
-    from epp.demo import command  # noqa: PLC0415  # see above
+    import epp.demo.command as demo  # noqa: PLC0415  # see above
 
     parser = argparse.ArgumentParser(prog="epp demo", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    command.add_arguments(parser)
-    return command.run(parser.parse_args(arguments))
+    demo.add_arguments(parser)
+    return demo.run(parser.parse_args(arguments))
 
 
 def _config(arguments: Sequence[str]) -> int:

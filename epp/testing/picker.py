@@ -19,6 +19,7 @@ from epp._proto import health_pb2
 from epp.errors import EppError
 
 READY_TIMEOUT_S = 60.0
+STOP_TIMEOUT_S = 10.0
 
 
 def free_ports(count: int) -> list[int]:
@@ -71,7 +72,7 @@ class PickerProcess:
                     stdout=log,
                     stderr=log,
                 )
-            stack.push_async_callback(self.stop)
+            stack.push_async_callback(self._stop)
             await self._wait_ready()
             self._exit = stack.pop_all()
         return self
@@ -91,15 +92,24 @@ class PickerProcess:
 
     async def kill(self) -> None:
         """kill -9."""
-        await self.stop(signal.SIGKILL)
+        await self.signal(signal.SIGKILL)
 
-    async def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
-        """Send a signal if it still runs, wait for its end; returns the exit code."""
+    def signal(self, number: signal.Signals) -> asyncio.Task[int]:
+        """Send a signal, if it still runs; the task ends with the process and has its exit code."""
         assert self._process is not None
         if self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._process.pid, number)
-        return await self._process.wait()
+        return asyncio.create_task(self._process.wait())
+
+    async def _stop(self) -> None:
+        """Politely, then not."""
+        stopped = self.signal(signal.SIGINT)
+        try:
+            await asyncio.wait_for(asyncio.shield(stopped), STOP_TIMEOUT_S)
+        except TimeoutError:
+            await self.signal(signal.SIGKILL)
+            await stopped
 
     async def _wait_ready(self) -> None:
         assert self._process is not None
