@@ -1,0 +1,54 @@
+"""Request bodies: bytes to top-level fields, at the speed of msgspec and with the tolerance of Python's json.
+
+vLLM reads bodies with Python's json, which accepts more than the standard (and msgspec) does: lone surrogates, NaN,
+1e999, a byte order mark. Such a body, one with invalid UTF-8 (forwarded unchanged by the reference picker) and one nested too deep
+is *unreadable*: a model server may accept it, so it is routed, but never tokenized. What both refuse is the client's
+error. (spec/reference-observed.md, row "JSON".) Pure; called by epp.requests.parsers once a request.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import msgspec
+
+from epp.errors import BadRequestError
+from epp.requests.scan import top_level
+
+
+@dataclass(slots=True)
+class Body:
+    """The decoded top level of a body."""
+
+    fields: Mapping[str, object]
+    """With the client's key order; of an unreadable body only as good as the tolerant reading could make it."""
+    unreadable: str | None = None
+    """Why msgspec refused it; None: `fields` is the exact content."""
+
+
+_decode = msgspec.json.Decoder(dict[str, object]).decode
+
+
+def decode(body: bytes) -> Body:
+    """Raises BadRequestError for a body no JSON reader accepts, or that is no object (spec/protocol.md 1.5.1 row 3)."""
+    try:
+        return Body(_decode(body))
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        return _decode_tolerantly(body, str(error))
+
+
+def _decode_tolerantly(body: bytes, refusal: str) -> Body:
+    encoding = json.detect_encoding(body)
+    try:
+        text = body.decode(encoding, "surrogatepass")
+    except UnicodeDecodeError:
+        text = body.decode(encoding, "replace")
+    try:
+        value: object = json.loads(text)
+    except RecursionError:
+        value = top_level(text)
+    except ValueError as error:
+        raise BadRequestError(f"error unmarshaling request bodyMap: {error}") from None
+    if not isinstance(value, dict):
+        raise BadRequestError("error unmarshaling request bodyMap: the body must be a JSON object")
+    return Body(value, refusal)
