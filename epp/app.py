@@ -306,7 +306,7 @@ async def _no_tokens(_request: InferenceRequest) -> TokenizedRequest:
 def _backend(params: TokenProducerParams) -> Backend:
     """What the token-producer declares; exactly one of its backends is set."""
     if params.vllm is not None:
-        return RenderBackend(params.vllm.url, params.model_name, params.vllm.timeout)
+        return RenderBackend(params.vllm.url, params.model_name, params.vllm.timeout, params.vllm.mm_timeout)
     if params.local is None:
         return EstimateBackend()
     local = params.local

@@ -64,99 +64,11 @@ class LocalBackend:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Resolution:
-    """Pixels."""
-
-    width: int = 640
-    height: int = 360
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StaticTokens:
-    """A fixed number of tokens an image."""
-
-    static_token: int = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StaticFrameTokens:
-    """A fixed number of tokens a frame."""
-
-    num_tokens_per_frame: int = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DynamicTokens:
-    """One token for `factor` pixels."""
-
-    factor: Annotated[int, Between(1, 1 << 30)] = 1024
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ImageEstimate:
-    """Tokens of an image."""
-
-    mode: Literal["dynamic", "static"] = "dynamic"
-    default_resolution: Resolution = field(default_factory=Resolution)
-    static: StaticTokens = field(default_factory=StaticTokens)
-    dynamic: DynamicTokens = field(default_factory=DynamicTokens)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FrameTokens:
-    """Tokens of a frame of video."""
-
-    mode: Literal["dynamic", "static"] = "dynamic"
-    static: StaticFrameTokens = field(default_factory=StaticFrameTokens)
-    dynamic: DynamicTokens = field(default_factory=DynamicTokens)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SampledFrames:
-    """Frames taken at a rate."""
-
-    sample_fps: float = 2.0
-    temporal_patch_size: int = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StridedFrames:
-    """Every n-th frame."""
-
-    default_source_fps: float = 24.0
-    frame_stride: int = 1
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FrameCount:
-    """How many frames of a video are looked at."""
-
-    mode: Literal["sampled", "strided"] = "sampled"
-    min_frames: int = 0
-    max_frames: int = 0
-    sampled: SampledFrames = field(default_factory=SampledFrames)
-    strided: StridedFrames = field(default_factory=StridedFrames)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VideoEstimate:
-    """Tokens of a video."""
-
-    default_resolution: Resolution = field(default_factory=Resolution)
-    default_duration: float = 10.0
-    """Seconds."""
-    tokens_per_frame: FrameTokens = field(default_factory=FrameTokens)
-    frames: FrameCount = field(default_factory=FrameCount)
-    max_video_tokens: int = 0
-    """0: no limit."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class EstimateBackend:
-    """Four bytes a token: good enough for approximate matches and load, never for precise keys."""
+    """Sizes instead of tokens: good enough for load, never for precise keys. How media count matters to approximate matching only."""
 
-    image: ImageEstimate = field(default_factory=ImageEstimate)
-    video: VideoEstimate = field(default_factory=VideoEstimate)
+    image: Annotated[object, NOT_YET] = None
+    video: Annotated[object, NOT_YET] = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,7 +21,7 @@ TEMPLATES: dict[str, tuple[Path, ContentFormat]] = {
     "sink": (Path(__file__).with_name("sink.jinja"), "openai"),
 }
 
-SPECIAL = ("<｜User｜>", "<｜end▁of▁sentence｜>")  # noqa: RUF001 - the vocabulary writes them so
+SPECIAL = ("<｜User｜>", "<｜end▁of▁sentence｜>")
 
 words = st.sampled_from(
     ["hi", " padded ", "two\nlines", "", "é e\u0301", "日本", "😀", "</s>", "<b>&'\"", "{{ x }}", "CONTINUE_FINAL_MESSAGE_TAG"]

@@ -92,7 +92,7 @@ def test_where_fastokens_differs_tokenizers_serves(
     with caplog.at_level(logging.INFO):
         tokenization = started(LocalTokenizerConfig(path=str(recorded_folder)))
     assert "tokenizers, as fastokens differs: it gives other ids for 'x'" in caplog.text
-    chat = {"messages": [{"role": "user", "content": "Grüße 12345 <｜User｜> 😀"}]}  # noqa: RUF001 - a special token
+    chat = {"messages": [{"role": "user", "content": "Grüße 12345 <｜User｜> 😀"}]}
     assert tokens(tokenization, **chat) == tokens(recorded, **chat)
 
 

@@ -1,0 +1,75 @@
+"""Token ids of the requests of one model, or an honest reason why there are none (architecture decision 7).
+
+Decides what can be asked of the backend at all (API, body, model name) and turns every NoTokensError into TokenState.ABSENT with its
+reason. Started by the application; `tokenize` is awaited by the director once a request, on the event loop.
+"""
+
+import logging
+from collections.abc import Callable
+from concurrent.futures import Executor
+
+from epp.domain import Api, InferenceRequest, TokenizedRequest, TokenState
+from epp.tokenization.absent import NoTokensError, Reason, TokenizerError
+from epp.tokenization.backend import Backend
+
+_log = logging.getLogger(__name__)
+
+
+class Tokenization:
+    """One model, one backend."""
+
+    def __init__(
+        self,
+        model_name: str,
+        backend: Backend,
+        *,
+        known_loras: Callable[[], frozenset[str]] = frozenset,
+        executor: Executor | None = None,
+    ) -> None:
+        """`model_name` is the served name; `known_loras` gives adapter names seen on the endpoints, in addition to the configured ones.
+
+        `executor` runs long work; None: the event loop's own.
+        """
+        self._model_name = model_name
+        self._backend = backend
+        self._known_loras = known_loras
+        self._executor = executor
+        self.failed: str | None = None
+        """Why there will be no tokens from this backend; final."""
+        self._loaded = False
+
+    async def start(self) -> None:
+        """Load the backend. A failure is logged and kept, and ends nothing: requests are routed without tokens."""
+        try:
+            await self._backend.start(self._executor)
+            self._loaded = True
+        except TokenizerError as error:
+            self.failed = str(error)
+            _log.error("model %s is routed without tokens: %s", self._model_name, error)
+
+    async def close(self) -> None:
+        """Give back the backend's connections."""
+        await self._backend.close()
+
+    async def tokenize(self, request: InferenceRequest) -> TokenizedRequest:
+        """The ids of each prompt, or the reason why not. Never raises for anything a client can send."""
+        try:
+            lora = self._lora(request)
+            return TokenizedRequest(TokenState.EXACT, await self._backend.prompts(request), lora=lora, cache_salt=request.cache_salt)
+        except NoTokensError as error:
+            return TokenizedRequest(TokenState.ABSENT, reason=error.reason.value, detail=error.detail)
+
+    def _lora(self, request: InferenceRequest) -> str | None:
+        """The adapter the request names; None: the base model. Raises NoTokensError for requests no backend is asked about."""
+        if request.api is Api.OPAQUE:
+            raise NoTokensError(Reason.OPAQUE, f"no tokens are computed for {request.path}")
+        if request.body is None:
+            raise NoTokensError(Reason.UNREADABLE_BODY, request.unreadable or "the body was not read")
+        is_base = request.model == self._model_name
+        if not is_base and request.model not in self._backend.lora_modules and request.model not in self._known_loras():
+            raise NoTokensError(Reason.UNKNOWN_MODEL, f"{request.model} is neither {self._model_name} nor one of its adapters")
+        if self.failed is not None:
+            raise NoTokensError(Reason.TOKENIZER_FAILED, self.failed)
+        if not self._loaded:
+            raise NoTokensError(Reason.TOKENIZER_LOADING, "the tokenizer is being loaded")
+        return None if is_base else request.model

@@ -1,0 +1,26 @@
+"""A tokenizer simple enough to count in the head: one token a character, its code point."""
+
+from dataclasses import dataclass
+
+from epp.tokenization.encoder import Encoder
+
+BEGIN, END = 1, 2
+
+
+@dataclass
+class Encoding:
+    ids: list[int]
+
+
+class Characters:
+    def encode(self, input: str, *, add_special_tokens: bool) -> Encoding:  # noqa: A002 - the interface's name
+        assert not add_special_tokens
+        return Encoding([ord(character) for character in input])
+
+
+ENCODER = Encoder(Characters(), prefix=(BEGIN,), suffix=(END,), max_chars_per_token=4, max_token_id=999)
+
+
+def text_of(ids: list[int]) -> str:
+    """What the ids say, special tokens as ^ and $."""
+    return "".join({BEGIN: "^", END: "$"}.get(i, chr(i)) for i in ids)
