@@ -50,7 +50,7 @@ build/vllm-model/config.json: $(VLLM)/.ready tools/vllm/make_model.py
 	@HF_HUB_OFFLINE=1 $(VLLM)/bin/python tools/vllm/make_model.py build/vllm-model
 
 demo-vllm: $(VENV)/.base build/vllm-model/config.json ## two real vLLM engines on CPU behind Envoy and epp, beside plain round robin (6 minutes)
-	@$(BIN)/epp demo-vllm --venv $(VLLM) --model build/vllm-model
+	@$(BIN)/epp demo-vllm --vllm $(VLLM) --model build/vllm-model
 
 check: $(VENV)/.dev ## lint, types, import contracts, generated code
 	@$(BIN)/ruff format --check .

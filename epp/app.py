@@ -255,6 +255,8 @@ class App:
         if self._kv_events:
             self._kv_events.sync(endpoints)
         for endpoint_id in change.removed:
+            if self._kv_events is None:
+                self._index.remove(endpoint_id)
             self._scheduler.endpoint_removed(endpoint_id)
             self._reporter.endpoint_removed(endpoint_id)  # last: any later word about it would make its series anew
         self._reporter.endpoints_changed(len(endpoints))
@@ -288,10 +290,12 @@ class App:
         logger.info("ready: %d endpoints", len(self._pool.snapshot().endpoints))
 
     async def _close_forgotten(self) -> None:
-        """Once a second: close the decisions whose end nobody will tell."""
+        """Once a second: close the decisions whose end nobody will tell, free what is no longer speculated or held."""
         while True:
             await asyncio.sleep(HOUSEKEEPING_INTERVAL_S)
             self._director.expire()
+            if self._kv_events is None:  # otherwise the source does it, between its own slices
+                self._index.sweep(time.monotonic())
 
 
 def _from_text(text: str) -> config.EffectiveConfig:

@@ -20,6 +20,7 @@ epp {__version__}: an endpoint picker for fleets of LLM inference servers, behin
 usage: epp [flags]                 serve
        epp simulate [...]          model servers that behave like vLLM, on this machine
        epp demo [...]              real Envoy, epp and simulated pods: three ways of routing the same chats
+       epp demo-vllm [...]         the same with real vLLM engines, held against their own counters
        epp config check FILE       say what is wrong with an EndpointPickerConfig, or that nothing is
        epp config show FILE        print the effective configuration, defaults and wiring included
 
@@ -73,6 +74,14 @@ def _demo(arguments: Sequence[str]) -> int:
     return demo.run(parser.parse_args(arguments))
 
 
+def _demo_vllm(arguments: Sequence[str]) -> int:
+    import epp.demo.vllm.command as demo  # noqa: PLC0415  # see above
+
+    parser = argparse.ArgumentParser(prog="epp demo-vllm", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    demo.add_arguments(parser)
+    return demo.run(parser.parse_args(arguments))
+
+
 def _config(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="epp config", description="Check or show an EndpointPickerConfig.")
     parser.add_argument("action", choices=["check", "show"])
@@ -91,5 +100,6 @@ COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
     "serve": _serve,
     "simulate": _simulate,
     "demo": _demo,
+    "demo-vllm": _demo_vllm,
     "config": _config,
 }

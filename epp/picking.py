@@ -9,6 +9,7 @@ run on the event loop.
 """
 
 import itertools
+import logging
 import random
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
@@ -21,11 +22,16 @@ from epp.reporter import Reporter
 from epp.scheduling.interfaces import Cycle
 from epp.scheduling.scheduler import Scheduler
 
+logger = logging.getLogger(__name__)
+
 HEADER_ONLY_PROFILE = "header-only"
 
 # An answer whose end nobody told is closed after this time; longer than all but the longest answers, short enough
 # that the load of an Envoy that died does not haunt its endpoints for hours.
 MAX_AGE_S = 600.0
+
+# How long a request that never went on is held open: where Envoy knows its decision, the log entry comes in 20 ms.
+ABANDONED_GRACE_S = 2.0
 
 # How long a request whose stream ended without a response is held open for an access log to connect.
 SILENT_GRACE_S = 30.0
@@ -63,6 +69,8 @@ class Director:
         self._access_loggers = access_loggers
         self._honour_subset = honour_subset
         self._open: dict[DecisionId, Decision] = {}
+        # Ids by the time their stream closed; an id may be here after its decision was closed otherwise, until its time is up.
+        self._abandoned: dict[DecisionId, float] = {}
         self._silent: dict[DecisionId, float] = {}
 
     @property
@@ -88,6 +96,11 @@ class Director:
         except RequestError as error:
             self._reporter.rejected(request, error)
             raise
+        except Exception as bug:
+            logger.exception("picking failed: this is a bug in epp")
+            failure = InternalError("picking failed")
+            self._reporter.rejected(request, failure)
+            raise failure from bug
         self._open[decision.id] = decision
         self._reporter.decided(decision)
         generated_id = () if headers.get(names.REQUEST_ID) else ((names.REQUEST_ID, decision.request_id),)
@@ -147,37 +160,45 @@ class Director:
         """An access-log entry without a decision of ours."""
         self._reporter.unmatched_end(reason)
 
-    def stream_closed(self, decision_id: DecisionId, *, response_seen: bool, response_complete: bool) -> None:
-        """The ext_proc stream is over. Three cases (spec/protocol.md 10.1):
+    def stream_closed(self, decision_id: DecisionId, *, routed: bool, response_seen: bool, response_complete: bool) -> None:
+        """The ext_proc stream is over. Four cases (spec/protocol.md 10.1):
 
-        1. An access log is connected: it tells the end, with status, timings and the endpoint that served.
-        2. The response went through ext_proc: the stream ends with the answer, complete or cut off.
-        3. Neither: responses are skipped and the log has not connected yet (it does with its first entry), or there is
-           none, or the client left before the answer. `expire` closes the decision unless the log shows up.
+        1. The client left before our answer was out: the log may tell of it without naming the decision. A short wait.
+        2. An access log is connected: it tells the end, with status, timings and the endpoint that served.
+        3. The response went through ext_proc: the stream ends with the answer, complete or cut off.
+        4. Neither: responses are skipped and the log has not connected yet (it does with its first entry), or there is
+           none. `expire` closes the decision unless the log shows up.
         """
         decision = self._open.get(decision_id)
-        if decision is None or self._access_loggers():
+        if decision is None:
             return
-        if response_seen:
+        if not routed:
+            self._abandoned[decision_id] = self._now()
+        elif self._access_loggers():
+            return
+        elif response_seen:
             del self._open[decision_id]
             self._close(decision, RequestEnd(decision_id, EndCause.FINISHED if response_complete else EndCause.CLIENT_GONE))
         else:
             self._silent[decision_id] = self._now()
 
     def expire(self) -> int:
-        """Close decisions whose end nobody will tell; returns how many. Cost O(closed): both books are in order of time."""
+        """Close decisions whose end nobody will tell; returns how many. Cost O(closed): the books are in order of time."""
         now = self._now()
-        expired = [*_older_than(((d.id, d.decided_at) for d in self._open.values()), now - MAX_AGE_S)]
         if self._access_loggers():
             self._silent.clear()
-        else:
-            expired += _older_than(self._silent.items(), now - SILENT_GRACE_S)
+        expired = [
+            *((decision_id, EndCause.CLIENT_GONE) for decision_id in _older_than(self._abandoned.items(), now - ABANDONED_GRACE_S)),
+            *((decision_id, EndCause.AGED_OUT) for decision_id in _older_than(self._silent.items(), now - SILENT_GRACE_S)),
+            *((d, EndCause.AGED_OUT) for d in _older_than(((d.id, d.decided_at) for d in self._open.values()), now - MAX_AGE_S)),
+        ]
         closed = 0
-        for decision_id in expired:
+        for decision_id, cause in expired:
+            self._abandoned.pop(decision_id, None)
             self._silent.pop(decision_id, None)
             decision = self._open.pop(decision_id, None)
             if decision is not None:
-                self._close(decision, RequestEnd(decision_id, EndCause.AGED_OUT))
+                self._close(decision, RequestEnd(decision_id, cause))
                 closed += 1
         return closed
 

@@ -158,7 +158,8 @@ def _feed_precise(draft: Draft, wired: list[SourceConfig]) -> list[SourceConfig]
             continue
         if not plugin.params.kv_events_config.discover_pods:
             draft.warn(
-                plugin.place, f"{plugin.name!r} subscribes to no endpoint (kvEventsConfig.discoverPods: false) and will match nothing"
+                plugin.place,
+                f"{plugin.name!r} subscribes to no endpoint (kvEventsConfig.discoverPods: false): it knows only what it speculated itself",
             )
         elif plugin.name not in fed:
             declared = draft.with_role(Role.ENDPOINT_SOURCE)

@@ -1,6 +1,6 @@
 """Why a predicted hit was not the hit the endpoint reported: which request or eviction came between decision and prefill.
 
-The evidence is what the pods announced (their KV events, recorded by `kv_recorder`) and when each request was decided and
+The evidence is what the pods announced (their KV events, read back by `kv_history`) and when each request was decided and
 got its first token. Only two innocent causes exist on a healthy fleet: something changed after the decision, or news of it
 was on its way while the decision was taken. Anything else stays UNEXPLAINED, which the demo's test does not forgive. Pure.
 """

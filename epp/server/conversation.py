@@ -42,7 +42,7 @@ async def converse(read: Read, write: Write, *, director: RequestDirector, repor
 class _Conversation:
     """One exchange and the decision made in it."""
 
-    __slots__ = ("_decision_id", "_director", "_exchange", "_reporter", "_write")
+    __slots__ = ("_decision_id", "_director", "_exchange", "_reporter", "_routed", "_write")
 
     def __init__(self, write: Write, director: RequestDirector, reporter: Reporter, exchange: Exchange) -> None:
         self._write = write
@@ -50,6 +50,7 @@ class _Conversation:
         self._reporter = reporter
         self._exchange = exchange
         self._decision_id: DecisionId | None = None
+        self._routed = False
 
     async def handle(self, data: bytes | None) -> bool:
         """Handle one message; False: the stream is over."""
@@ -60,7 +61,10 @@ class _Conversation:
     async def _perform(self, actions: Sequence[Action]) -> bool:
         for action in actions:
             if isinstance(action, Pick):
-                return await self._send(await self._pick(action))
+                replies = await self._pick(action)
+                goes_on = await self._send(replies)
+                self._routed = bool(replies)
+                return goes_on
             if isinstance(action, Reject):
                 # The exchange refused the request itself, before the director heard of it.
                 self._reporter.rejected(None, action.error)
@@ -88,6 +92,7 @@ class _Conversation:
         if self._decision_id is not None:
             self._director.stream_closed(
                 self._decision_id,
+                routed=self._routed,
                 response_seen=self._exchange.response_seen,
                 response_complete=self._exchange.response_complete,
             )

@@ -23,8 +23,11 @@ class RequestDirector(Protocol):
     def unmatched(self, reason: str) -> None:
         """The access log told the end of a request that carries no decision of ours ("no_decision")."""
 
-    def stream_closed(self, decision_id: DecisionId, *, response_seen: bool, response_complete: bool) -> None:
-        """The ext_proc stream that made this decision is over, any way; exactly once per decision."""
+    def stream_closed(self, decision_id: DecisionId, *, routed: bool, response_seen: bool, response_complete: bool) -> None:
+        """The ext_proc stream that made this decision is over, any way; exactly once per decision.
+
+        `routed`: the data plane was sent the whole answer to the request phase; otherwise the request never went on.
+        """
 
 
 class Health(Protocol):

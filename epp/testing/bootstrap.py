@@ -1,7 +1,9 @@
 """Envoy's configuration with epp as endpoint picker, as plain data: one source for envoy/*.yaml, the demo and the tests.
 
 Pure. `standalone` puts epp beside Envoy and forwards to whatever endpoint it names; `round_robin` is the baseline without a
-picker. Values follow the reference bootstraps of the field (spec/protocol.md 7.2) except where a comment says why not.
+picker. The routing, the breakers and the windows towards epp are those of the reference bootstraps (spec/protocol.md 7.2). Other
+on purpose: connecting gives up after seconds, not hours, so that a dead address is an error somebody sees; health is looked at
+every second; headers with underscores pass (`session_id` is one).
 """
 
 from collections.abc import Mapping, Sequence
@@ -98,6 +100,8 @@ def _bootstrap(
         "codec_type": "AUTO",
         "normalize_path": True,
         "merge_slashes": True,
+        # Who talks to this port is a client: its x-forwarded-for and x-request-id are not to be believed.
+        "use_remote_address": True,
         "generate_request_id": True,
         "preserve_external_request_id": keep_request_id,
         # A long prompt can wait for minutes in an engine's queue before the first byte of its answer.
@@ -126,6 +130,8 @@ def _bootstrap(
                 {
                     "name": "inference",
                     "address": _address(host, listener),
+                    # Else a second Envoy on this port starts without a word and gets every other connection.
+                    "enable_reuse_port": False,
                     # Smaller than Envoy's default of 1 MiB, so that a slow reader of many streams does not fill memory.
                     "per_connection_buffer_limit_bytes": 32768,
                     "filter_chains": [{"filters": [{"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}]}],

@@ -109,7 +109,16 @@ class EnvoyProcess:
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        died = self._ended()
         await self._exit.aclose()
+        if died is not None:
+            # Whatever the test saw is only a consequence; it stays in view as the context of this one.
+            raise died
+
+    async def wait(self) -> None:
+        """Until it has ended, which it does only by itself while the context lasts."""
+        assert self._process is not None
+        await self._process.wait()
 
     async def stats(self, prefix: str) -> dict[str, int]:
         """Counters and gauges whose names begin with `prefix`."""
@@ -119,7 +128,6 @@ class EnvoyProcess:
 
     async def _wait_ready(self, admin_address: Path) -> None:
         assert self._process is not None
-        assert self._log is not None
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(READY_TIMEOUT_S), aiohttp.ClientSession() as session:
                 while self._process.returncode is None:
@@ -128,8 +136,16 @@ class EnvoyProcess:
                         self.port, self.admin = port, f"http://{admin_address.read_text().strip()}"
                         return
                     await asyncio.sleep(0.02)
-        problem = "did not get ready" if self._process.returncode is None else f"ended with code {self._process.returncode}"
-        raise EnvoyError(f"Envoy {problem}; its last lines:\n{_last_lines(self._log.read_text(errors='replace'))}")
+        raise self._ended() or self._error("did not get ready")
+
+    def _ended(self) -> EnvoyError | None:
+        """The error of an Envoy that ended by itself."""
+        assert self._process is not None
+        return None if self._process.returncode is None else self._error(f"ended with code {self._process.returncode}")
+
+    def _error(self, problem: str) -> EnvoyError:
+        assert self._log is not None
+        return EnvoyError(f"Envoy {problem}; its last lines:\n{_last_lines(self._log.read_text(errors='replace'))}")
 
     async def _stop(self) -> None:
         assert self._process is not None

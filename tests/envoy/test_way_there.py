@@ -8,11 +8,16 @@ import random
 from collections.abc import Mapping
 from typing import Any
 
-from epp import names
-from epp.testing.waiting import eventually
-from tests.envoy.rig import MakeRig, Rig, write_endpoints
+import pytest
 
-COMPLETIONS = "/v1/completions"
+from epp import names
+from epp.testing.model_server import ModelServer
+from epp.testing.waiting import eventually
+from tests.envoy.h2_client import post_with_trailers
+from tests.envoy.rig import BODY, COMPLETIONS, MakeRig, Rig, write_endpoints
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
 # Around one chunk of ours (62,000), around 64 KiB, around Envoy's buffers, and large.
 SIZES = [60, 5_000, 61_999, 62_000, 62_001, 65_535, 65_537, 1_000_000, 1_048_577, 10_000_000]
 
@@ -54,18 +59,42 @@ async def test_bytes_on_a_pass_through_path_arrive_unchanged(rig: Rig) -> None:
         assert seen["headers"][names.DESTINATION_ENDPOINT] == seen["server"]
 
 
-async def test_concurrent_streams_do_not_mix(make_rig: MakeRig) -> None:
+async def test_concurrent_streams_do_not_mix(rig: Rig) -> None:
     """64 bodies of mixed sizes at once over eight endpoints: each answer is about its own request."""
-    async with make_rig(servers=8) as rig:
-        bodies = [completion(60 + i * i * 97) for i in range(64)]
+    bodies = [completion(60 + i * i * 97) for i in range(64)]
 
-        answers = await asyncio.gather(*(post(rig, f"{COMPLETIONS}?n={i}", body) for i, body in enumerate(bodies)))
+    answers = await asyncio.gather(*(post(rig, f"{COMPLETIONS}?n={i}", body) for i, body in enumerate(bodies)))
 
-        for i, (body, (status, _, seen)) in enumerate(zip(bodies, answers, strict=True)):
-            assert status == 200
-            assert (seen["path"], seen["sha256"]) == (f"{COMPLETIONS}?n={i}", hashlib.sha256(body).hexdigest())
+    for i, (body, (status, _, seen)) in enumerate(zip(bodies, answers, strict=True)):
+        assert status == 200
+        assert (seen["path"], seen["sha256"]) == (f"{COMPLETIONS}?n={i}", hashlib.sha256(body).hexdigest())
+        assert seen["headers"][names.DESTINATION_ENDPOINT] == seen["server"]
+    assert all(server.requests for server in rig.servers)
+
+
+async def test_a_client_cannot_choose_its_endpoint(rig: Rig) -> None:
+    """A destination header that a client brings is overwritten, whatever kind of request carries it."""
+    async with ModelServer("not in the pool") as other:
+        forged = {names.DESTINATION_ENDPOINT: other.host_port}
+        for method, path, body in (("POST", COMPLETIONS, BODY), ("POST", "/upload", b"x"), ("GET", "/v1/models", None)):
+            async with rig.client.request(method, rig.url + path, data=body, headers=forged) as answer:
+                seen = await answer.json()
+
             assert seen["headers"][names.DESTINATION_ENDPOINT] == seen["server"]
-        assert all(server.requests for server in rig.servers)
+        assert (other.requests, rig.arrived) == (0, 3)
+
+
+async def test_a_body_that_ends_with_trailers_arrives_unchanged(rig: Rig) -> None:
+    """HTTP/2 trailers end a body like any other end (spec/protocol.md 2.4, S16), read by a parser or not."""
+    for path in (COMPLETIONS, "/upload"):
+        for size in (60, 62_000, 200_000):
+            body = completion(size)
+
+            status, answer = await post_with_trailers(rig.envoy.port, path, body, [("x-checksum", "1")])
+
+            assert (path, size, status) == (path, size, 200)
+            seen = json.loads(answer)
+            assert (seen["size"], seen["sha256"]) == (size, hashlib.sha256(body).hexdigest())
 
 
 async def test_a_get_without_a_body_reaches_some_endpoint(rig: Rig) -> None:
@@ -101,7 +130,7 @@ async def test_a_request_nobody_could_serve_is_refused_at_once(rig: Rig) -> None
 
         assert refused == 400
         assert said.startswith(f"inference error: BadRequest - {sentence}")
-    assert sum(server.requests for server in rig.servers) == 0
+    assert rig.arrived == 0
 
 
 async def test_a_body_over_the_limit_is_413_before_its_end(make_rig: MakeRig) -> None:
@@ -116,19 +145,20 @@ async def test_a_body_over_the_limit_is_413_before_its_end(make_rig: MakeRig) ->
         writer.close()
 
 
-async def test_a_pool_scaled_to_zero_is_503_with_a_body_and_500_without(rig: Rig) -> None:
+async def test_a_pool_scaled_to_zero_is_503_with_a_body_and_500_without(make_rig: MakeRig) -> None:
     """And endpoints that come back are used again, without a restart."""
-    write_endpoints(rig.endpoints_file, [])
-    await eventually(lambda: "the pool has 0 endpoints" in rig.picker.log())
+    async with make_rig() as rig:
+        write_endpoints(rig.endpoints_file, [])
+        await eventually(lambda: "the pool has 0 endpoints" in rig.picker.log())
 
-    with_body, headers, _ = await post(rig, COMPLETIONS, completion(60))
-    async with rig.client.get(f"{rig.url}/v1/models") as answer:
-        without_body = answer.status
+        with_body, headers, _ = await post(rig, COMPLETIONS, completion(60))
+        async with rig.client.get(f"{rig.url}/v1/models") as answer:
+            without_body = answer.status
 
-    assert (with_body, headers[names.DROPPED_REASON], without_body) == (503, "rejected-no-endpoints", 500)
-    write_endpoints(rig.endpoints_file, [rig.servers[0].host_port])
+        assert (with_body, headers[names.DROPPED_REASON], without_body) == (503, "rejected-no-endpoints", 500)
+        write_endpoints(rig.endpoints_file, [rig.servers[0].host_port])
 
-    async def served() -> bool:
-        return (await post(rig, COMPLETIONS, completion(60)))[0] == 200
+        async def served() -> bool:
+            return (await post(rig, COMPLETIONS, completion(60)))[0] == 200
 
-    await eventually(served)
+        await eventually(served)

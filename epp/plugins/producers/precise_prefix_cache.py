@@ -109,7 +109,7 @@ class PodDiscoveryConfig:
     pod_label_selector: Annotated[str, NO_EFFECT] = "llm-d.ai/inference-serving=true"
     pod_namespace: Annotated[str, NO_EFFECT] = ""
     socket_port: Annotated[int | None, PORT] = None
-    """None: not given; the endpoint itself is asked, then 5557 (architecture, "Names that are ours")."""
+    """None: not given, 5557 then. Labels of an endpoint overrule it (architecture, "Names that are ours")."""
     replay_socket_port: Annotated[int, Between(0, 65535)] = 0
     """0: no replay."""
 

@@ -47,7 +47,7 @@ class ScriptedDirector:
     def unmatched(self, reason: str) -> None:
         self.unmatched_reasons.append(reason)
 
-    def stream_closed(self, decision_id: DecisionId, *, response_seen: bool, response_complete: bool) -> None:
+    def stream_closed(self, decision_id: DecisionId, *, routed: bool, response_seen: bool, response_complete: bool) -> None:
         self.closed.append((decision_id, response_seen, response_complete))
 
 

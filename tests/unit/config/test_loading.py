@@ -294,7 +294,7 @@ plugins:
 """
     )
     (line,) = effective.warnings
-    assert line.endswith("subscribes to no endpoint (kvEventsConfig.discoverPods: false) and will match nothing")
+    assert line.endswith("subscribes to no endpoint (kvEventsConfig.discoverPods: false): it knows only what it speculated itself")
     assert all(source.source != "endpoint-notification-source" for source in effective.sources)
 
 

@@ -23,7 +23,7 @@ from epp.domain import (
     TokenState,
 )
 from epp.errors import BadRequestError, InternalError, RequestError, ServiceUnavailableError
-from epp.picking import MAX_AGE_S, SILENT_GRACE_S, Director
+from epp.picking import ABANDONED_GRACE_S, MAX_AGE_S, SILENT_GRACE_S, Director
 from epp.reporter import Reporter
 from epp.scheduling.interfaces import Cycle
 from epp.scheduling.profile import Profile
@@ -199,7 +199,7 @@ def test_the_access_log_closes_a_decision_once() -> None:
     rig = Rig("10.0.0.1")
     rig.access_loggers = 1
     _, decision = rig.pick()
-    rig.director.stream_closed(decision, response_seen=False, response_complete=False)
+    rig.director.stream_closed(decision, routed=True, response_seen=False, response_complete=False)
     assert rig.ledger.in_flight == 1
 
     rig.director.ended(RequestEnd(decision, EndCause.FINISHED, status=200))
@@ -217,7 +217,7 @@ def test_without_an_access_log_the_stream_of_a_response_tells_its_end(complete: 
     rig = Rig("10.0.0.1")
     _, decision = rig.pick()
 
-    rig.director.stream_closed(decision, response_seen=True, response_complete=complete)
+    rig.director.stream_closed(decision, routed=True, response_seen=True, response_complete=complete)
 
     assert rig.ledger.in_flight == 0
     assert rig.recorder.ends == [cause]
@@ -228,8 +228,8 @@ def test_a_silent_stream_waits_for_the_log_and_is_given_up_without_one() -> None
     rig = Rig("10.0.0.1")
     _, first = rig.pick()
     _, second = rig.pick()
-    rig.director.stream_closed(first, response_seen=False, response_complete=False)
-    rig.director.stream_closed(second, response_seen=False, response_complete=False)
+    rig.director.stream_closed(first, routed=True, response_seen=False, response_complete=False)
+    rig.director.stream_closed(second, routed=True, response_seen=False, response_complete=False)
 
     rig.director.ended(RequestEnd(first, EndCause.FINISHED))
     assert rig.director.expire() == 0
@@ -240,12 +240,42 @@ def test_a_silent_stream_waits_for_the_log_and_is_given_up_without_one() -> None
     assert rig.ledger.in_flight == 0
 
 
+def test_a_client_that_left_before_the_answer_was_out_is_given_back_soon() -> None:
+    """Envoy logs such a request without our decision, so the log cannot close it, connected or not."""
+    rig = Rig("10.0.0.1")
+    rig.access_loggers = 1
+    _, told = rig.pick()
+    _, untold = rig.pick()
+    for decision in (told, untold):
+        rig.director.stream_closed(decision, routed=False, response_seen=False, response_complete=False)
+
+    rig.director.ended(RequestEnd(told, EndCause.CLIENT_GONE))
+    assert rig.director.expire() == 0
+    rig.time += ABANDONED_GRACE_S + 0.1
+
+    assert rig.director.expire() == 1
+    assert rig.recorder.ends == [EndCause.CLIENT_GONE, EndCause.CLIENT_GONE]
+    assert rig.ledger.in_flight == 0
+
+
+def test_a_bug_in_the_decision_is_500_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client gets a status, not a stream that hangs or ends without a word."""
+    rig = Rig("10.0.0.1")
+    monkeypatch.setattr(rig.director, "_scheduler", None)
+
+    with pytest.raises(InternalError, match="picking failed"):
+        rig.pick()
+
+    assert [error.http_status for error in rig.recorder.rejections] == [500]
+    assert rig.director.open_decisions == 0
+
+
 def test_an_end_that_nobody_tells_is_bounded_in_age() -> None:
     """A lost log entry, or an Envoy that died, does not count against an endpoint for ever."""
     rig = Rig("10.0.0.1")
     rig.access_loggers = 1
     _, lost = rig.pick()
-    rig.director.stream_closed(lost, response_seen=False, response_complete=False)
+    rig.director.stream_closed(lost, routed=True, response_seen=False, response_complete=False)
     rig.time += MAX_AGE_S / 2
     rig.pick()
     rig.time += MAX_AGE_S / 2 + 1

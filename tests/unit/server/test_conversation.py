@@ -20,6 +20,8 @@ MESSAGES = [
 ]
 # 5 messages and the end are read; 1 pick; headers, two body chunks, response headers and response body are written.
 AWAITS = 6 + 1 + 5
+# Headers and two body chunks: with all of them out, the request is on its way.
+REQUEST_REPLIES = 3
 
 
 class Stage:
@@ -32,6 +34,8 @@ class Stage:
         self.awaits = 0
         self.picked = False
         self.closed: list[DecisionId] = []
+        self.routed = False
+        self.writes = 0
 
     def _checkpoint(self) -> None:
         self.awaits += 1
@@ -44,6 +48,7 @@ class Stage:
 
     async def write(self, data: bytes) -> None:
         self._checkpoint()
+        self.writes += 1
 
     async def pick(self, headers: Mapping[str, str], subset: Sequence[str] | None, body: bytes | None) -> Route:
         self._checkpoint()
@@ -56,19 +61,21 @@ class Stage:
     def unmatched(self, reason: str) -> None:
         raise AssertionError
 
-    def stream_closed(self, decision_id: DecisionId, *, response_seen: bool, response_complete: bool) -> None:
+    def stream_closed(self, decision_id: DecisionId, *, routed: bool, response_seen: bool, response_complete: bool) -> None:
         self.closed.append(decision_id)
+        self.routed = routed
 
 
 @pytest.mark.parametrize("at", range(1, AWAITS + 1))
 @pytest.mark.parametrize("failure", [asyncio.CancelledError(), StreamGoneError("reset")], ids=["cancelled", "broken"])
 async def test_every_await(at: int, failure: BaseException) -> None:
-    """Wherever a stream is cut, the cut is passed on at once and the director hears of the end of its decision exactly once."""
+    """Wherever a stream is cut, the cut is passed on at once, and the director hears once of the end of its decision, and whether it took effect."""
     stage = Stage(at, failure)
     with pytest.raises(type(failure)):
         await converse(stage.read, stage.write, director=stage, reporter=Reporter(), max_body=100_000)
     assert stage.awaits == at
     assert stage.closed == (["d-1"] if stage.picked else [])
+    assert stage.routed == (stage.writes >= REQUEST_REPLIES)
 
 
 async def test_an_uncut_stream_has_these_awaits() -> None:
