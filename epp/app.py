@@ -23,7 +23,7 @@ from prometheus_client import CollectorRegistry
 from epp import __version__, config
 from epp.config.flags import ServeOptions
 from epp.datastore import EndpointsListed, MetricsScraped, PoolState
-from epp.domain import Endpoint, InferenceRequest, TokenizedRequest, TokenState
+from epp.domain import Endpoint
 from epp.errors import ConfigError
 from epp.kvcache.index import PrefixIndex
 from epp.observability import prometheus
@@ -113,7 +113,7 @@ class App:
         self._discovery = self._make_discovery()
         self._director = Director(
             parse=RequestParsers(self._config.parsers).parse,
-            tokenize=self._tokenization.tokenize if self._tokenization else _no_tokens,
+            tokenize=self._tokenization.tokenize if self._tokenization else None,
             snapshot=self._pool.snapshot,
             scheduler=self._scheduler,
             reporter=self._reporter,
@@ -272,6 +272,8 @@ class App:
         yield self._learn()
         yield self._close_forgotten()
         yield self._discovery.run()
+        if self._kv_events:
+            yield self._kv_events.run()
         if self._scraper:
             yield self._scraper.run()
         if self._decision_log:
@@ -300,11 +302,6 @@ class App:
 
 def _from_text(text: str) -> config.EffectiveConfig:
     return config.load(text, "--config-text", registry.load())
-
-
-async def _no_tokens(_request: InferenceRequest) -> TokenizedRequest:
-    """Nothing in the configuration reads tokens, so none are made."""
-    return TokenizedRequest(TokenState.ABSENT, reason="not_needed")
 
 
 def _backend(params: TokenProducerParams) -> Backend:

@@ -100,8 +100,6 @@ class TokenState(Enum):
     """How far the token ids of a request can be trusted."""
 
     EXACT = "exact"
-    PARTIAL = "partial"
-    """Exact up to `TokenizedRequest.exact_tokens` of each prompt."""
     ABSENT = "absent"
     """There are none: whoever needs tokens abstains."""
 

@@ -13,16 +13,9 @@ DESTINATION_NAMESPACE: Final = "envoy.lb"
 # filter_metadata namespace and key by which the data plane restricts the candidates.
 SUBSET_NAMESPACE: Final = "envoy.lb.subset_hint"
 SUBSET_KEY: Final = "x-gateway-destination-endpoint-subset"
-# filter_metadata key (namespace DESTINATION_NAMESPACE) naming the endpoint that served the response.
-SERVED_ENDPOINT: Final = "x-gateway-destination-endpoint-served"
 
-# --- llm-d request headers: current name first, then the deprecated alias ------------------------------------
-OBJECTIVE_HEADERS: Final = ("x-llm-d-inference-objective", "x-gateway-inference-objective")
-FAIRNESS_ID_HEADERS: Final = ("x-llm-d-inference-fairness-id", "x-gateway-inference-fairness-id")
+# --- Request headers; where there are two names, the current one first, then the deprecated alias ---------------
 MODEL_REWRITE_HEADERS: Final = ("x-llm-d-model-name-rewrite", "x-gateway-model-name-rewrite")
-TTFT_SLO_HEADERS: Final = ("x-llm-d-slo-ttft-ms", "x-slo-ttft-ms")
-TPOT_SLO_HEADERS: Final = ("x-llm-d-slo-tpot-ms", "x-slo-tpot-ms")
-VIDEO_HEADERS: Final = ("x-llm-d-video-fps", "x-llm-d-video-duration-seconds", "x-llm-d-video-resolution")
 REQUEST_ID: Final = "x-request-id"
 DROPPED_REASON: Final = "x-llm-d-request-dropped-reason"
 # Where the path is found: the pseudo header, then what gateways leave behind, then the default.
@@ -30,23 +23,6 @@ PATH_HEADERS: Final = (":path", "x-original-path", "x-forwarded-path")
 DEFAULT_PATH: Final = "/v1/completions"
 # Debug header both reference pickers put on every response they process.
 WENT_INTO_RESPONSE_HEADERS: Final = "x-went-into-resp-headers"
-
-# Headers that are never echoed back in a header mutation (spec/protocol.md 1.4.4).
-SYSTEM_OWNED_HEADERS: Final = frozenset(
-    (
-        *OBJECTIVE_HEADERS,
-        *FAIRNESS_ID_HEADERS,
-        *MODEL_REWRITE_HEADERS,
-        *TTFT_SLO_HEADERS,
-        *TPOT_SLO_HEADERS,
-        *VIDEO_HEADERS,
-        SUBSET_KEY,
-        DESTINATION_ENDPOINT,
-        SERVED_ENDPOINT,
-        DROPPED_REASON,
-        "content-length",
-    )
-)
 
 # --- gRPC services -------------------------------------------------------------------------------------------
 EXT_PROC_SERVICE: Final = "envoy.service.ext_proc.v3.ExternalProcessor"

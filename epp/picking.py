@@ -44,7 +44,7 @@ class Director:
         self,
         *,
         parse: Callable[[Mapping[str, str], bytes], InferenceRequest],
-        tokenize: Callable[[InferenceRequest], Awaitable[TokenizedRequest]],
+        tokenize: Callable[[InferenceRequest], Awaitable[TokenizedRequest]] | None,
         snapshot: Callable[[], Snapshot],
         scheduler: Scheduler,
         reporter: Reporter,
@@ -54,7 +54,7 @@ class Director:
         access_loggers: Callable[[], int],
         honour_subset: bool = True,
     ) -> None:
-        """`now` gives monotonic seconds, `new_id` unique strings, `access_loggers` how many access-log streams are open.
+        """`tokenize` None: nothing in the configuration reads tokens. `now` gives monotonic seconds, `new_id` unique strings, `access_loggers` how many access-log streams are open.
 
         `honour_subset` False: choose among all endpoints whatever the data plane lists (--disable-endpoint-subset-filter).
         """
@@ -90,8 +90,10 @@ class Director:
             else:
                 request = self._parse(headers, body)
                 self._candidates(subset)  # an empty pool answers before anything is tokenized
-                tokens = await self._tokenize(request)
-                self._reporter.tokenized(request, tokens)
+                tokens = None
+                if self._tokenize is not None:
+                    tokens = await self._tokenize(request)
+                    self._reporter.tokenized(request, tokens)
                 decision = self._decide(request, tokens, headers, subset)
         except RequestError as error:
             self._reporter.rejected(request, error)
@@ -107,7 +109,7 @@ class Director:
         return Route(decision.destination, decision.id, set_headers=generated_id)
 
     def _decide(
-        self, request: InferenceRequest, tokens: TokenizedRequest, headers: Mapping[str, str], subset: Sequence[str] | None
+        self, request: InferenceRequest, tokens: TokenizedRequest | None, headers: Mapping[str, str], subset: Sequence[str] | None
     ) -> Decision:
         started = self._now()
         cycle = Cycle(request, tokens, self._candidates(subset), started, self._rng)

@@ -13,15 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import aiohttp
-import grpc.aio
 import msgspec
 
 from epp import names
-from epp._proto import health_pb2
 from epp.demo import configs
-from epp.demo.processes import DemoError, Process, Processes
+from epp.demo.processes import DemoError, Processes
 from epp.demo.records import Mode
 from epp.testing import bootstrap, envoy
+from epp.testing.picker import free_ports, is_serving
 
 HOST = "127.0.0.1"
 READY_TIMEOUT_S = 60.0
@@ -80,15 +79,6 @@ def check_port(port: int) -> None:
             raise DemoError(
                 f"--port {port}: cannot listen on {HOST}:{port} ({error.strerror}); choose another, or 0 for a free one"
             ) from None
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports nobody uses now; all different."""
-    with contextlib.ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind((HOST, 0))
-        return [int(probe.getsockname()[1]) for probe in probes]
 
 
 @contextlib.asynccontextmanager
@@ -186,27 +176,13 @@ async def _start_picker(processes: Processes, mode: Mode, settings: Settings, fo
             f"--decision-log={log}",
         ),
     )
-    await _wait_serving(processes, child, health_port)
+    # Ready means: tokenizer proven, endpoints known, first replays settled.
+    await processes.wait_ready(child, lambda: _serving(health_port), READY_TIMEOUT_S)
     return grpc_port
 
 
-async def _wait_serving(processes: Processes, child: Process, health_port: int) -> None:
-    """Ready means: tokenizer proven, endpoints known, first replays settled."""
-    async with grpc.aio.insecure_channel(f"{HOST}:{health_port}") as channel:
-        check = channel.unary_unary(
-            "/grpc.health.v1.Health/Check",
-            request_serializer=health_pb2.HealthCheckRequest.SerializeToString,
-            response_deserializer=health_pb2.HealthCheckResponse.FromString,
-        )
-
-        async def serving() -> bool | None:
-            try:
-                answer = await check(health_pb2.HealthCheckRequest(), timeout=1.0)
-            except grpc.aio.AioRpcError:
-                return None
-            return answer.status == health_pb2.HealthCheckResponse.SERVING or None
-
-        await processes.wait_ready(child, serving, READY_TIMEOUT_S)
+async def _serving(health_port: int) -> bool | None:
+    return await is_serving(health_port) or None
 
 
 async def _start_envoy(

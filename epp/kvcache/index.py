@@ -208,6 +208,8 @@ class PrefixIndex:
     def _runs(self, chain: list[BlockKey], alive: int) -> dict[int, int]:
         """Leading blocks held by each of the streams whose bits are set; a stream that holds none has no entry."""
         runs: dict[int, int] = {}
+        if not alive:
+            return runs
         length = 0
         for length, held in enumerate(map(self._holders.get, chain)):
             still = alive & held if held is not None else 0

@@ -82,8 +82,12 @@ def _deprecated(family: Metric, twin: Twin) -> Metric:
     return old
 
 
+# Longer than any model's name; clients choose them, and each is kept and stands on every page of metrics.
+MAX_LABEL_LENGTH = 256
+
+
 class LabelLimit:
-    """Keeps the first so many distinct label values; what comes later is "other" (spec/protocol.md 6.7)."""
+    """Keeps the first so many distinct label values; what comes later, or is too long, is "other" (spec/protocol.md 6.7)."""
 
     def __init__(self, limit: int = 1000) -> None:
         self._limit = limit
@@ -93,7 +97,7 @@ class LabelLimit:
         """The value to use as a label; an empty one stays empty."""
         if value in self._admitted or not value:
             return value
-        if len(self._admitted) >= self._limit:
+        if len(self._admitted) >= self._limit or len(value) > MAX_LABEL_LENGTH:
             return "other"
         self._admitted.add(value)
         return value

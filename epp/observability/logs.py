@@ -23,6 +23,13 @@ MAX_KINDS = 1000
 
 _OTHER = ("other",)
 
+# A client chooses names and what a refusal quotes of its body; a log line needs no more of them than this.
+MAX_QUOTED = 200
+
+
+def _quoted(text: str) -> str:
+    return text if len(text) <= MAX_QUOTED else text[:MAX_QUOTED] + "..."
+
 
 class _Tally:
     """Counts repeated things and says which occurrences deserve a line."""
@@ -67,18 +74,22 @@ class LogReporter(Reporter):
     # --- a request ----------------------------------------------------------------------------------------------
 
     def tokenized(self, request: InferenceRequest, tokens: TokenizedRequest) -> None:
-        if tokens.state is TokenState.ABSENT and (count := self._without_tokens.due(request.model, tokens.reason or "")):
-            detail = f": {tokens.detail}" if tokens.detail else ""
-            logger.info("no tokens for model %r: %s%s%s", request.model, tokens.reason, detail, _so_far(count))
+        if tokens.state is not TokenState.ABSENT:
+            return
+        model = _quoted(request.model)
+        if count := self._without_tokens.due(model, tokens.reason or ""):
+            detail = f": {_quoted(tokens.detail)}" if tokens.detail else ""
+            logger.info("no tokens for model %r: %s%s%s", model, tokens.reason, detail, _so_far(count))
 
     def decided(self, decision: Decision) -> None:
         if logger.isEnabledFor(logging.DEBUG):
             logger.debug("request %s goes to %s (%s)", decision.request_id, decision.endpoint.id, decision.destination)
 
     def rejected(self, request: InferenceRequest | None, error: RequestError) -> None:
-        model = request.model if request is not None else ""
+        model = _quoted(request.model) if request is not None else ""
         if count := self._rejections.due(error.code, model):
-            logger.info("rejected with %d %s, model %r: %s%s", error.http_status, error.code, model, error.message, _so_far(count))
+            said = _quoted(error.message)
+            logger.info("rejected with %d %s, model %r: %s%s", error.http_status, error.code, model, said, _so_far(count))
 
     def ended(self, decision: Decision, end: RequestEnd) -> None:
         if end.cause is EndCause.UPSTREAM_FAILED and (count := self._ends.due("failed", decision.endpoint.id)):

@@ -55,14 +55,6 @@ INTERFACES: Mapping[Role, type] = MappingProxyType(
 )
 
 
-class Stability(Enum):
-    """As llm-d grades its plugins (spec/plugins.md 1.8)."""
-
-    ALPHA = "alpha"
-    BETA = "beta"
-    STABLE = "stable"
-
-
 @dataclass(slots=True)
 class _NoHits:
     tokens: list[int]
@@ -97,7 +89,6 @@ class PluginType(Generic[P]):
     factory: Callable[[str, P, Collaborators], object]
     """(plugin name, parameters, collaborators) -> plugin; without side effects. ValueError: the parameters do not fit together."""
     roles: frozenset[Role]
-    stability: Stability = Stability.BETA
 
 
 class Registry(Mapping[str, PluginType[Any]]):

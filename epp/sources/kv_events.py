@@ -29,6 +29,8 @@ SLICE_S: Final = 0.002
 # Beyond this many deliveries waiting, the thread stops reading.
 MAX_PENDING: Final = 1_000
 TICK_S: Final = 1.0
+# ZMQ's own default of 1,023 is used up by 340 streams of three sockets each; this is the most it can be told.
+MAX_SOCKETS: Final = 65_535
 
 # An engine that goes away while it is asked for its past has none worth waiting for.
 _SETTLED_STATES: Final = frozenset((StreamState.LIVE, StreamState.PARTIAL, StreamState.LOST))
@@ -64,6 +66,7 @@ class KvEventSource:
         replay_port: int | None,
         clock: Callable[[], float],
         timing: Timing = _DEFAULT_TIMING,
+        max_sockets: int = MAX_SOCKETS,
     ) -> None:
         """`socket_port`, `replay_port`: base ports of endpoints without labels; None (replay: or 0): 5557, no replay.
 
@@ -87,6 +90,7 @@ class KvEventSource:
         self._draining = False
         self._tick: asyncio.TimerHandle | None = None
         self._ended: asyncio.Future[None] | None = None
+        self._failure: Exception | None = None
         self._thread = StreamThread(
             deliver=self._deliver,
             ended=self._thread_ended,
@@ -94,6 +98,7 @@ class KvEventSource:
             accepts=lambda topic: not topic or topic.startswith(prefix),
             clock=clock,
             timing=timing,
+            max_sockets=max_sockets,
         )
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -121,6 +126,13 @@ class KvEventSource:
         if self._unsettled is None:
             self._unsettled = {stream.token for stream in self._open.values() if stream.address is not None}
         self._check_settled()
+
+    async def run(self) -> None:
+        """Returns once `stop` has ended the thread. Raises RuntimeError where the thread failed: the index would stand still, unnoticed."""
+        assert self._ended is not None, "start() comes first"
+        await asyncio.shield(self._ended)
+        if self._failure is not None:
+            raise RuntimeError("the thread that receives KV events failed") from self._failure
 
     async def stop(self) -> None:
         """Close all streams and end the thread; the index keeps what it knows."""
@@ -176,9 +188,8 @@ class KvEventSource:
 
     def _on_thread_ended(self, failure: Exception | None) -> None:
         assert self._ended is not None
+        self._failure = failure
         self._ended.set_result(None)
-        if failure is not None:
-            self._loop.call_exception_handler({"message": "the thread that receives KV events failed", "exception": failure})
 
     # --- on the event loop -----------------------------------------------------------------------------------
     def _drain(self) -> None:

@@ -105,9 +105,13 @@ class _Stream:
         self._sequence = EventSequence(replay=address.replay_port is not None)
         self._told: StreamState | None = None
         self._sub = thread.socket(zmq.SUB, LIVE_HIGH_WATER_MARK)
-        self._sub.subscribe(b"")
-        # Before connecting, so that no connection goes unnoticed.
-        self._monitor: zmq.Socket[bytes] = self._sub.get_monitor_socket(_WATCHED_EVENTS)
+        try:
+            self._sub.subscribe(b"")
+            # Before connecting, so that no connection goes unnoticed.
+            self._monitor: zmq.Socket[bytes] = self._sub.get_monitor_socket(_WATCHED_EVENTS)
+        except zmq.ZMQError:
+            self._sub.close(linger=0)
+            raise
         self._dealer: zmq.Socket[bytes] | None = None
         self._patience: float | None = thread.now() + thread.timing.connect_s
         self._replay_deadline = self._replay_idle = _FOREVER
@@ -226,7 +230,12 @@ class _Stream:
         self._replay_idle = now + self._thread.timing.replay_idle_s
         if self._replay_deadline == _FOREVER:
             self._replay_deadline = now + self._thread.timing.replay_total_s
-        self._dealer = self._thread.socket(zmq.DEALER, 0)
+        try:
+            self._dealer = self._thread.socket(zmq.DEALER, 0)
+        except zmq.ZMQError:
+            self._deliver(Failed("sockets"))
+            self._perform(self._sequence.give_up())
+            return
         self._dealer.connect(self._address.url(port))
         self._dealer.send_multipart([b"", start.to_bytes(SEQ_BYTES, "big")])
         self._thread.poller.register(self._dealer, zmq.POLLIN)
@@ -260,8 +269,10 @@ class StreamThread:
         accepts: Callable[[bytes], bool],
         clock: Callable[[], float],
         timing: Timing,
+        max_sockets: int,
     ) -> None:
         """`behind`: the event loop has more than enough to apply. `accepts` judges topics. `ended` is called last, with what went wrong."""
+        self._max_sockets = max_sockets
         self.deliver = deliver
         self.accepts = accepts
         self.now = clock
@@ -279,6 +290,7 @@ class StreamThread:
     def start(self) -> None:
         """Begin; what was opened before opens now."""
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._context.set(zmq.MAX_SOCKETS, self._max_sockets)
         self._door: zmq.Socket[bytes] = self._context.socket(zmq.PAIR)
         self._door.bind("inproc://door")
         self._bell = self._context.socket(zmq.PAIR)
@@ -301,9 +313,8 @@ class StreamThread:
     def join(self) -> None:
         """Wait for the thread; immediate once `ended` was called."""
         self._thread.join()
-        if self._bell is not None:
-            self._bell.close(linger=0)
-        self._context.term()
+        # Not term(): it would wait for ever for a socket that a failure left open.
+        self._context.destroy(linger=0)
 
     # --- on the stream thread --------------------------------------------------------------------------------
     def socket(self, kind: int, high_water_mark: int) -> zmq.Socket[bytes]:
@@ -363,15 +374,24 @@ class StreamThread:
                 self._commands.popleft()()
 
     def _open(self, token: int, address: StreamAddress) -> None:
-        stream = _Stream(self, token, address)
+        try:
+            stream = _Stream(self, token, address)
+        except zmq.ZMQError:
+            # No sockets or file descriptors left: this endpoint stays unheard, the others do not notice.
+            self._refuse(token, "sockets")
+            return
         try:
             stream.connect()
         except zmq.ZMQError:
             stream.close()
-            self.deliver(token, Failed("address"))
-            self.deliver(token, Unreachable())
+            self._refuse(token, "address")
         else:
             self._streams[token] = stream
+
+    def _refuse(self, token: int, reason: str) -> None:
+        self.deliver(token, Failed(reason))
+        self.deliver(token, StateChanged(StreamState.LOST))
+        self.deliver(token, Unreachable())
 
     def _close(self, token: int) -> None:
         stream = self._streams.pop(token, None)

@@ -74,6 +74,7 @@ def round_robin(
         "lb_policy": "ROUND_ROBIN",
         "connect_timeout": "10s",
         "circuit_breakers": _breakers(),
+        "typed_extension_protocol_options": _upstream_options(),
         "load_assignment": {
             "cluster_name": ENDPOINTS_CLUSTER,
             "endpoints": [{"lb_endpoints": [{"endpoint": {"address": _address(address, port)}} for address, port in endpoints]}],
@@ -228,8 +229,19 @@ def _original_destination_cluster() -> Json:
         "lb_policy": "CLUSTER_PROVIDED",
         "connect_timeout": "10s",
         "circuit_breakers": _breakers(),
+        "typed_extension_protocol_options": _upstream_options(),
         "original_dst_lb_config": {"use_http_header": True, "http_header_name": names.DESTINATION_ENDPOINT},
     }
+
+
+def _upstream_options() -> Json:
+    """vLLM's server closes a connection that was idle for 5 s; a request sent at that moment would fail, so Envoy lets go first."""
+    options = {
+        "@type": _HTTP_OPTIONS,
+        "common_http_protocol_options": {"idle_timeout": "4s"},
+        "explicit_http_config": {"http_protocol_options": {}},
+    }
+    return {"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": options}
 
 
 def _breakers() -> Json:

@@ -48,13 +48,16 @@ async def prove(folder: Path, output: Path) -> Handover:
     Raises TokenizerError with the child's complaint.
     """
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    child = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "epp.tokenization.prove", str(folder), str(output)),
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        env=environment,
-    )
+    try:
+        child = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "epp.tokenization.prove", str(folder), str(output)),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env=environment,
+        )
+    except OSError as error:
+        raise TokenizerError(f"{folder}: cannot start {sys.executable} to load the tokenizer: {error.strerror or error}") from None
     try:
         async with asyncio.timeout(_TIMEOUT_S):
             answer, complaints = await child.communicate()
@@ -67,4 +70,7 @@ async def prove(folder: Path, output: Path) -> Handover:
     if child.returncode != 0:
         lines = complaints.decode(errors="replace").strip().splitlines()
         raise TokenizerError(f"{folder}: {lines[-1] if lines else f'the proof ended with status {child.returncode}'}")
-    return msgspec.json.decode(answer, type=Handover)
+    try:
+        return msgspec.json.decode(answer, type=Handover)
+    except msgspec.MsgspecError as error:
+        raise TokenizerError(f"{folder}: the process that loaded the tokenizer gave an answer that cannot be read: {error}") from None

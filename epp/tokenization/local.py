@@ -95,17 +95,31 @@ class LocalTokenizer:
     async def start(self, executor: Executor | None) -> None:
         """Load and prove the tokenizer, some seconds. Raises TokenizerError."""
         self._executor = executor
+        try:
+            with tempfile.TemporaryDirectory(prefix="epp-tokenizer-") as scratch:
+                await self._start_in(Path(scratch))
+        except OSError as error:
+            raise TokenizerError(f"{self._name}: a temporary folder is needed to load the tokenizer: {error}") from None
+
+    async def _start_in(self, scratch: Path) -> None:
         loop = asyncio.get_running_loop()
-        with tempfile.TemporaryDirectory(prefix="epp-tokenizer-") as scratch:
-            folder = Path(self._config.path or scratch)
-            if self._config.package is not None:
-                await loop.run_in_executor(executor, materialise, self._config.package, folder, None)
-            handover = await prove(folder, Path(scratch))
-            if handover.template_differs:
-                raise TokenizerError(
-                    f"{folder}: transformers {handover.transformers_version} renders the chat template differently: {handover.template_differs}"
-                )
-            self._loaded = await loop.run_in_executor(executor, self._load, handover, Path(scratch) / EFFECTIVE_TOKENIZER)
+        folder = Path(self._config.path or scratch)
+        if self._config.package is not None:
+            await loop.run_in_executor(self._executor, materialise, self._config.package, folder, None)
+        handover = await prove(folder, scratch)
+        if handover.template_differs:
+            raise TokenizerError(
+                f"{folder}: transformers {handover.transformers_version} renders the chat template differently: {handover.template_differs}"
+            )
+        try:
+            self._loaded = await loop.run_in_executor(self._executor, self._load, handover, scratch / EFFECTIVE_TOKENIZER)
+        except Exception as error:
+            # Both tokenizer libraries raise plain Exceptions for files they cannot read.
+            raise TokenizerError(f"{folder}: its tokenizer cannot be loaded: {error}") from error
+
+    @property
+    def _name(self) -> str:
+        return str(self._config.path or self._config.package)
 
     async def prompts(self, request: InferenceRequest) -> Sequence[TokenIds]:
         """Exact ids of each prompt. Raises NoTokensError."""

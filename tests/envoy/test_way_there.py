@@ -6,6 +6,7 @@ import io
 import json
 import random
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from epp import names
 from epp.testing.model_server import ModelServer
 from epp.testing.waiting import eventually
 from tests.envoy.h2_client import post_with_trailers
-from tests.envoy.rig import BODY, COMPLETIONS, MakeRig, Rig, write_endpoints
+from tests.envoy.rig import BODY, COMPLETIONS, MakeRig, Rig, config, write_endpoints
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -162,3 +163,16 @@ async def test_a_pool_scaled_to_zero_is_503_with_a_body_and_500_without(make_rig
             return (await post(rig, COMPLETIONS, completion(60)))[0] == 200
 
         await eventually(served)
+
+
+async def test_an_unknown_model_is_routed_without_tokens_and_counted(make_rig: MakeRig, tmp_path: Path) -> None:
+    """The model server decides whether it knows the name; the picker only says that it cannot look its prefix up."""
+    with_tokens = json.loads(config(tmp_path / "endpoints.json"))
+    with_tokens["plugins"].append({"type": "token-producer", "parameters": {"modelName": "known", "estimate": {}}})
+    async with make_rig(f"--config-text={json.dumps(with_tokens)}") as rig:
+        status, _, seen = await post(rig, COMPLETIONS, completion(60))
+
+        assert (status, seen["size"]) == (200, 60)
+        counted = await rig.picker.metrics()
+        assert counted['epp_requests_without_tokens_total{model="m",reason="unknown_model"}'] == 1
+        assert "no tokens for model 'm': unknown_model" in rig.picker.log()

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import aiohttp
 
-from epp.demo.fleet import free_ports
 from epp.demo.processes import DemoError, Processes
 from epp.demo.progress import Progress
 from epp.demo.vllm.engine import Engine, Ports
+from epp.testing.picker import free_ports
 
 # An engine needs 45 s where nothing else wants the CPU; two on two busy cores have been seen to need 160 s.
 READY_TIMEOUT_S = 480.0

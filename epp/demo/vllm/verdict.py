@@ -80,7 +80,8 @@ def complaints(run: ModeRun, verdicts: list[EngineVerdict]) -> list[str]:
 
 def _vacuous(run: ModeRun, verdicts: list[EngineVerdict]) -> list[str]:
     """Sums of nothing agree, too."""
-    blind = [r for r in run.requests if (choice := run.choices.get(r.request_id)) is None or not choice.total_blocks]
+    answered = [request for request in run.requests if request.error is None]
+    blind = [request for request in answered if (choice := run.choices.get(request.request_id)) is None or not choice.total_blocks]
     found = [f"epp foresaw nothing for {len(blind)} requests, such as {blind[0].request_id}: it had no tokens"] if blind else []
     found.extend(
         f"{verdict.engine} had no hit at all, so nothing was compared there" for verdict in verdicts if not verdict.growth.hit_tokens

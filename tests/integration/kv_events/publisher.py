@@ -155,7 +155,7 @@ class Notes(Reporter):
 class Rig:
     """An index fed by a source that listens to some publishers."""
 
-    def __init__(self, *, topic_filter: str = "kv@") -> None:
+    def __init__(self, *, topic_filter: str = "kv@", max_sockets: int = 1024) -> None:
         self.notes = Notes()
         self.index = PrefixIndex(self.notes, default_block_size=16)
         self.source = KvEventSource(
@@ -166,6 +166,7 @@ class Rig:
             replay_port=None,
             clock=time.monotonic,
             timing=Timing(replay_idle_s=0.5, connect_s=1.0, reconnect_s=0.02, reconnect_max_s=0.1),
+            max_sockets=max_sockets,
         )
         self.source.start(asyncio.get_running_loop())
 

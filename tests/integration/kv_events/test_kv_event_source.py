@@ -248,3 +248,33 @@ async def test_an_empty_pool_is_settled(rig: Rig) -> None:
 
     rig.source.sync([])
     assert rig.source.settled.is_set()
+
+
+async def test_endpoints_beyond_the_sockets_there_are_harm_nobody(publish: Publish) -> None:
+    """Who got a socket is heard, who did not is reported, start-up ends, and so does stop()."""
+    rig = Rig(max_sockets=20)
+    pods = [publish() for _ in range(12)]
+    rig.source.sync([endpoint(f"pod-{i}", pod) for i, pod in enumerate(pods)])
+    await rig.settled()
+    assert {reason for _, reason in rig.notes.errors} == {"sockets"}
+    heard = [i for i in range(12) if rig.state(f"pod-{i}") != "lost"]
+    assert 0 < len(heard) < 12
+
+    await pods[heard[0]].store(PROMPT)
+    await eventually(lambda: rig.hit_tokens(f"pod-{heard[0]}", PROMPT) == 16)
+
+    await rig.source.stop()
+    await rig.source.run()
+
+
+async def test_a_thread_that_fails_is_told_to_its_owner(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An index that stands still unnoticed would credit endpoints with blocks they lost: `run` raises, which ends the process."""
+
+    def fail(*_: object) -> None:
+        raise OSError("out of luck")
+
+    monkeypatch.setattr(rig.source._thread, "_open", fail)
+    rig.source.sync([Endpoint(EndpointId("a"), "127.0.0.1", 8000)])
+
+    with pytest.raises(RuntimeError, match="the thread that receives KV events failed"):
+        await rig.source.run()

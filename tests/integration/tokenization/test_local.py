@@ -76,6 +76,29 @@ def test_a_folder_that_cannot_be_loaded_costs_tokens_not_service(
     assert "Traceback" not in line
 
 
+@pytest.mark.parametrize("trouble", ["no temporary folder", "no child process", "an answer nobody can read", "a tokenizer nobody can read"])
+def test_trouble_of_the_host_costs_tokens_not_service(
+    trouble: str, recorded_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk or a broken installation is one error line; the picker goes on without tokens."""
+    match trouble:
+        case "no temporary folder":
+            monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "none"))
+        case "no child process":
+            monkeypatch.setattr(sys, "executable", str(tmp_path / "no-python"))
+        case "an answer nobody can read":
+            echo = tmp_path / "python"
+            echo.write_text("#!/bin/sh\necho no json")
+            echo.chmod(0o755)
+            monkeypatch.setattr(sys, "executable", str(echo))
+        case _:
+            monkeypatch.setattr("epp.tokenization.local.EFFECTIVE_TOKENIZER", "nothing.json")
+    answer = tokens(started(LocalTokenizerConfig(path=str(recorded_folder))))
+    assert answer.reason == "tokenizer_failed"
+    (line,) = [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
+    assert str(recorded_folder) in line
+
+
 def test_where_fastokens_differs_tokenizers_serves(
     recorded_folder: Path, recorded: Tokenization, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from epp.domain import Api, Decision, EndCause, EndpointId, InferenceRequest, RequestEnd, TokenizedRequest, TokenState
 from epp.errors import BadRequestError
-from epp.observability.logs import LogReporter
+from epp.observability.logs import MAX_QUOTED, LogReporter
 
 A, B = EndpointId("team/a"), EndpointId("team/b")
 Decide = Callable[..., Decision]
@@ -127,3 +127,12 @@ def test_verbosity_and_form_of_a_line(verbosity: int, count: int) -> None:
     assert len(lines) == count
     assert lines[-1].endswith("Z WARNING other: trouble")
     assert lines[-2].endswith(r"Z WARNING epp.x: first\nsecond")
+
+
+def test_what_a_client_chose_is_quoted_in_short(lines: Lines) -> None:
+    """A megabyte as model name is no megabyte of log."""
+    reporter = LogReporter()
+    request = InferenceRequest(Api.CHAT, "/v1/chat/completions", "m" * 1_000_000, {}, 1)
+    reporter.tokenized(request, TokenizedRequest(TokenState.ABSENT, reason="unknown_model", detail="d" * 1_000_000))
+    reporter.rejected(request, BadRequestError("e" * 1_000_000))
+    assert [len(line) < 3 * MAX_QUOTED for line in lines()] == [True, True]

@@ -10,6 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from epp.domain import Api, Decision, EndCause, EndpointId, InferenceRequest, RequestEnd, TokenizedRequest, TokenState
 from epp.errors import BadRequestError, ConfigError, ServiceUnavailableError
+from epp.observability.families import MAX_LABEL_LENGTH, LabelLimit
 from epp.observability.prometheus import PrometheusReporter, serve
 
 Decide = Callable[..., Decision]
@@ -143,3 +144,11 @@ def test_a_taken_port_is_a_sentence(registry: CollectorRegistry) -> None:
         serve(registry, taken.getsockname()[1], "127.0.0.1")
     assert "--metrics-port: cannot listen on 127.0.0.1:" in str(caught.value)
     assert "address already in use" in str(caught.value)
+
+
+def test_a_label_a_client_made_up_is_bounded_in_number_and_length() -> None:
+    """Model names come from requests; a page of metrics must not grow with what somebody writes there."""
+    limit = LabelLimit(limit=2)
+
+    assert [limit.admit(name) for name in ("a", "x" * MAX_LABEL_LENGTH, "b", "a", "")] == ["a", "x" * MAX_LABEL_LENGTH, "other", "a", ""]
+    assert LabelLimit().admit("x" * (MAX_LABEL_LENGTH + 1)) == "other"

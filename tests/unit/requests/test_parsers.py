@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from epp.domain import Api
 from epp.errors import BadRequestError, ConfigError
 from epp.requests import RequestParsers
+from epp.requests.scan import SCANNED_CHARACTERS
 
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 PARSERS = RequestParsers()
@@ -170,6 +171,14 @@ def test_tolerance_ends_where_the_request_itself_is_at_fault(text: bytes) -> Non
     """No model, or a number as prompt, is refused whatever else is odd about the body."""
     with pytest.raises(BadRequestError):
         PARSERS.parse({":path": "/v1/completions"}, text)
+
+
+def test_only_the_beginning_of_a_body_nested_too_deep_is_searched() -> None:
+    """Searching all of 64 MiB would hold every other request up for seconds; engines refuse such nesting anyway."""
+    deep = "[" * SCANNED_CHARACTERS
+    with pytest.raises(BadRequestError, match=r"model not found|must have prompt"):
+        PARSERS.parse({":path": "/v1/completions"}, f'{{"x":{deep},"prompt":"p","model":"m"}}'.encode())
+    assert PARSERS.parse({":path": "/v1/completions"}, f'{{"prompt":"p","model":"m","x":{deep}'.encode()).model == "m"
 
 
 @given(st.binary(max_size=60) | st.text(max_size=60).map(str.encode), st.integers(0, 200))
