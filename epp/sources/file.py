@@ -317,8 +317,9 @@ def _read(path: Path) -> tuple[Identity, bytes]:
     if not stat.S_ISREG(path.stat().st_mode):
         raise OSError("not a regular file")
     with path.open("rb") as file:
-        data = file.read(MAX_FILE_BYTES + 1)
-        return _identity(os.fstat(file.fileno())), data
+        # Before reading: a change while we read makes another file of it, which the next look takes.
+        identity = _identity(os.fstat(file.fileno()))
+        return identity, file.read(MAX_FILE_BYTES + 1)
 
 
 def _identity(status: os.stat_result) -> Identity:

@@ -14,6 +14,7 @@ import pytest
 from epp.domain import Endpoint
 from epp.errors import ConfigError
 from epp.sources.file import FileDiscovery
+from epp.testing.waiting import eventually
 
 POLL_S = 0.01
 
@@ -21,13 +22,6 @@ POLL_S = 0.01
 def text(port: int, count: int = 2) -> str:
     """A pool whose endpoints all have this port, as JSON: no part of it is valid but the whole."""
     return json.dumps({"endpoints": [{"name": f"n{i}", "address": "10.0.0.1", "port": port} for i in range(count)]})
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Wait for something that must happen."""
-    async with asyncio.timeout(20):
-        while not condition():  # noqa: ASYNC110  # a disk and a log have no event to wait for
-            await asyncio.sleep(POLL_S)
 
 
 def rewrite(path: Path, content: str) -> None:
@@ -53,7 +47,7 @@ class Seen:
 
     async def reach(self, count: int) -> None:
         """Wait until so many pools were announced."""
-        await until(lambda: len(self.pools) >= count)
+        await eventually(lambda: len(self.pools) >= count)
 
 
 @asynccontextmanager
@@ -82,13 +76,13 @@ async def test_a_rewrite_in_place_is_seen_whole(path: Path, caplog: pytest.LogCa
     async with watched(path, seen):
         whole = text(2, 500)
         with path.open("w") as file:
-            await until(lambda: "the file is empty" in caplog.text)
+            await eventually(lambda: "the file is empty" in caplog.text)
             for half in (whole[:5000], whole[5000:]):
                 assert seen.pools == [(1, 2)]
                 file.write(half)
                 file.flush()
                 if half is not whole[5000:]:
-                    await until(lambda: "not valid YAML or JSON" in caplog.text)
+                    await eventually(lambda: "not valid YAML or JSON" in caplog.text)
         await seen.reach(2)
     assert seen.pools == [(1, 2), (2, 500)]
 
@@ -110,7 +104,7 @@ async def test_rewrites_without_pause_never_show_a_part(path: Path) -> None:
     async with watched(path, seen):
         thread = threading.Thread(target=write)
         thread.start()
-        await until(lambda: finished.is_set() and seen.pools[-1] == (rounds, 50))
+        await eventually(lambda: finished.is_set() and seen.pools[-1] == (rounds, 50))
         thread.join()
     assert seen.pools[0] == (1, 2)
     assert all(count == 50 for _, count in seen.pools[1:])
@@ -152,7 +146,7 @@ async def test_a_mistake_changes_nothing_and_is_one_log_line(path: Path, caplog:
     seen = Seen()
     async with watched(path, seen):
         rewrite(path, "endpoints:\n- {address: 10.0.0.1, port: 1}\n- {address: nowhere, port: 1}\n")
-        await until(lambda: "nowhere" in caplog.text)
+        await eventually(lambda: "nowhere" in caplog.text)
         rewrite(path, text(2, 3))
         await seen.reach(2)
     errors = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
@@ -162,12 +156,30 @@ async def test_a_mistake_changes_nothing_and_is_one_log_line(path: Path, caplog:
     assert seen.pools == [(1, 2), (2, 3)]
 
 
+async def test_oddities_of_a_new_file_are_taken_with_a_warning_and_its_line(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A name given twice (the last counts) and a field nobody knows are no reason to keep the old pool."""
+    seen = Seen()
+    async with watched(path, seen):
+        path.write_text(
+            "endpoints:\n"
+            "  - {name: n, address: 10.0.0.1, port: 5}\n"
+            "  - {name: n, address: 10.0.0.2, port: 6}\n"
+            "  - {name: o, address: 10.0.0.3, port: 6, wieght: 3}\n"
+        )
+        await seen.reach(2)
+
+    assert seen.pools == [(1, 2), (6, 2)]
+    warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert any("line 3" in line and "n" in line for line in warnings)
+    assert any("line 4" in line and "wieght" in line for line in warnings)
+
+
 async def test_a_file_that_goes_and_comes_back(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """No file is no order to empty the pool; an empty list is."""
     seen = Seen()
     async with watched(path, seen):
         move(path, path.with_suffix(".aside"))
-        await until(lambda: "no such file" in caplog.text)
+        await eventually(lambda: "no such file" in caplog.text)
         move(path.with_suffix(".aside"), path)
         rewrite(path, text(2))
         await seen.reach(2)
