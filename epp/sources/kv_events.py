@@ -49,6 +49,8 @@ class _Open:
     """A stream that should be open."""
 
     token: int
+    serving_port: int
+    """With another one it is another engine, even if it publishes where the old one did."""
     address: StreamAddress | None
     """None: its labels name no port, so nothing can be heard."""
 
@@ -118,11 +120,11 @@ class KvEventSource:
         for key, endpoint in wanted.items():
             address = self._address(endpoint)
             current = self._open.get(key)
-            if current is not None and current.address != address:
+            if current is not None and (current.address, current.serving_port) != (address, endpoint.port):
                 self._close(key)
                 current = None
             if current is None:
-                self._begin(key, address)
+                self._begin(key, endpoint.port, address)
         if self._unsettled is None:
             self._unsettled = {stream.token for stream in self._open.values() if stream.address is not None}
         self._check_settled()
@@ -144,9 +146,9 @@ class KvEventSource:
             self._thread.join()
 
     # --- streams ---------------------------------------------------------------------------------------------
-    def _begin(self, key: StreamKey, address: StreamAddress | None) -> None:
+    def _begin(self, key: StreamKey, serving_port: int, address: StreamAddress | None) -> None:
         token = next(self._tokens)
-        self._open[key] = _Open(token, address)
+        self._open[key] = _Open(token, serving_port, address)
         self._keys[token] = key
         if address is None:
             self._reporter.kv_event_error(key[0], "port_label")

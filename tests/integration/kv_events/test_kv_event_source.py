@@ -1,6 +1,7 @@
 """KV events over real ZMQ sockets: joining late, losing messages, restarting, and peers that are no engines."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -278,3 +279,16 @@ async def test_a_thread_that_fails_is_told_to_its_owner(rig: Rig, monkeypatch: p
 
     with pytest.raises(RuntimeError, match="the thread that receives KV events failed"):
         await rig.source.run()
+
+
+async def test_an_endpoint_with_another_serving_port_starts_anew(rig: Rig, publish: Publish) -> None:
+    """It is another engine to the rest of the picker; what the old one held is asked for again, not inherited."""
+    pod = publish()
+    await pod.store(PROMPT)
+    rig.source.sync([endpoint("a", pod)])
+    await rig.settled()
+    moved = endpoint("a", pod)
+    rig.source.sync([replace(moved, port=moved.port + 1)])
+
+    await eventually(lambda: rig.notes.states[EndpointId("a")] == ["connecting", "replaying", "live"] * 2)
+    assert rig.hit_tokens("a", PROMPT) == 16
