@@ -19,6 +19,7 @@ from epp.errors import ConfigError
 from epp.reporter import Reporter
 from epp.sources.engine_metrics import ENGINES, VLLM, EngineMetrics
 from epp.sources.metrics import Extraction, MetricsScraper, ScrapeSettings
+from epp.testing.waiting import eventually
 
 DATA = Path(__file__).parents[2] / "data"
 REAL_PAGE = (DATA / "vllm-0.32.0" / "requests" / "metrics.txt").read_bytes()
@@ -30,13 +31,6 @@ def page(waiting: int) -> str:
     return REAL_PAGE.decode().replace(
         'vllm:num_requests_waiting{engine="0",model_name="tiny"} 0.0', f'vllm:num_requests_waiting{{engine="0"}} {waiting}'
     )
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Wait for something that must happen."""
-    async with asyncio.timeout(20):
-        while not condition():  # noqa: ASYNC110  # the state of others, they set no event
-            await asyncio.sleep(0.002)
 
 
 class ModelServer:
@@ -136,9 +130,9 @@ async def test_the_pool_follows_what_the_servers_say() -> None:
     async with listening(ModelServer()) as a, listening(ModelServer()) as b, running(Rig(), a.endpoint("a"), b.endpoint("b")) as rig:
         a.says(3)
         b.says(4)
-        await until(lambda: rig.waiting() == [3, 4])
+        await eventually(lambda: rig.waiting() == [3, 4])
         a.says(5)
-        await until(lambda: rig.waiting() == [5, 4])
+        await eventually(lambda: rig.waiting() == [5, 4])
         metrics = rig.pool.snapshot().endpoints[0].metrics
         assert (metrics.block_size, metrics.num_blocks, metrics.max_loras) == (32, 32768, 1)
         assert metrics.updated_at is not None
@@ -165,17 +159,17 @@ async def test_a_bad_answer_is_reported_and_the_last_metrics_stay(answer: Callab
         running(Rig(), bad.endpoint("a"), good.endpoint("b")) as rig,
     ):
         bad.says(3)
-        await until(lambda: rig.waiting()[0] == 3)
+        await eventually(lambda: rig.waiting()[0] == 3)
         bad.answer = answer
-        await until(lambda: rig.notes.failures["default/a", reason] >= 1)
+        await eventually(lambda: rig.notes.failures["default/a", reason] >= 1)
         last = rig.pool.snapshot().endpoints[0].metrics
-        await until(lambda: rig.notes.failures["default/a", reason] >= 3)
+        await eventually(lambda: rig.notes.failures["default/a", reason] >= 3)
         good.says(7)
-        await until(lambda: rig.waiting() == [3, 7])
+        await eventually(lambda: rig.waiting() == [3, 7])
         assert rig.pool.snapshot().endpoints[0].metrics is last
         assert set(rig.notes.failures) == {("default/a", reason)}
         bad.says(4)
-        await until(lambda: rig.waiting() == [4, 7])
+        await eventually(lambda: rig.waiting() == [4, 7])
         assert rig.notes.recovered == {"default/a": 1}
 
 
@@ -185,39 +179,39 @@ async def test_a_server_that_is_down_comes_back() -> None:
         port = reserved.getsockname()[1]
     down = Endpoint(EndpointId("default/a"), "127.0.0.1", port)
     async with running(Rig(), down) as rig:
-        await until(lambda: rig.notes.failures["default/a", "connect"] >= 2)
+        await eventually(lambda: rig.notes.failures["default/a", "connect"] >= 2)
         server = ModelServer()
         server.says(6)
         async with listening(server, port):
-            await until(lambda: rig.waiting() == [6])
-        await until(lambda: rig.notes.recovered == {"default/a": 1} and rig.notes.failures["default/a", "connect"] >= 3)
+            await eventually(lambda: rig.waiting() == [6])
+        await eventually(lambda: rig.notes.recovered == {"default/a": 1} and rig.notes.failures["default/a", "connect"] >= 3)
 
 
 async def test_a_silent_server_times_out_and_only_one_request_waits() -> None:
     """It accepts and says nothing: at most one request is open to it."""
     async with listening(ModelServer()) as silent, running(Rig(), silent.endpoint()) as rig:
-        await until(lambda: rig.applied["default/a"] > 0)
+        await eventually(lambda: rig.applied["default/a"] > 0)
         asked, silent.silent = silent.asked, True
-        await until(lambda: rig.notes.failures["default/a", "timeout"] == 1)
+        await eventually(lambda: rig.notes.failures["default/a", "timeout"] == 1)
         assert silent.asked <= asked + 3
         silent.silent = False
         silent.says(2)
-        await until(lambda: rig.waiting() == [2])
+        await eventually(lambda: rig.waiting() == [2])
 
 
 async def test_an_endpoint_that_leaves_is_left_alone() -> None:
     """And one that comes, or moves to another port, is scraped at once."""
     async with listening(ModelServer()) as a, listening(ModelServer()) as b, running(Rig(), a.endpoint("a")) as rig:
-        await until(lambda: a.asked > 2)
+        await eventually(lambda: a.asked > 2)
         b.says(8)
         rig.sync([b.endpoint("a")])
-        await until(lambda: rig.waiting() == [8])
+        await eventually(lambda: rig.waiting() == [8])
         asked = a.asked
-        await until(lambda: b.asked > 10)
+        await eventually(lambda: b.asked > 10)
         assert a.asked == asked
         rig.sync([])
         rig.sync([a.endpoint("b"), b.endpoint("a")])
-        await until(lambda: a.asked > asked and rig.waiting() == [0, 8])
+        await eventually(lambda: a.asked > asked and rig.waiting() == [0, 8])
 
 
 async def test_each_endpoint_is_read_in_the_words_of_its_engine() -> None:
@@ -233,8 +227,8 @@ async def test_each_endpoint_is_read_in_the_words_of_its_engine() -> None:
         ) as rig,
     ):
         server.answer = lambda: web.Response(text=sglang)
-        await until(lambda: rig.waiting() == [5, 5, 0])
-        await until(lambda: ("default/other", VLLM.queued) in rig.notes.missing)
+        await eventually(lambda: rig.waiting() == [5, 5, 0])
+        await eventually(lambda: ("default/other", VLLM.queued) in rig.notes.missing)
         assert ("default/new", "sglang:token_usage") in rig.notes.missing
 
 
@@ -250,7 +244,7 @@ async def test_port_and_path_may_be_others() -> None:
     async with listening(server):
         settings = ScrapeSettings(interval_s=0.01, port=server.port, path="/side/metrics")
         async with running(Rig(settings), Endpoint(EndpointId("default/a"), "127.0.0.1", 1)) as rig:
-            await until(lambda: rig.waiting() == [1])
+            await eventually(lambda: rig.waiting() == [1])
     assert paths == {"/side/metrics"}
 
 
@@ -270,9 +264,9 @@ async def test_https(settings: ScrapeSettings, *, trusted: bool) -> None:
     server.says(4)
     async with listening(server, tls=context), running(Rig(settings), server.endpoint()) as rig:
         if trusted:
-            await until(lambda: rig.waiting() == [4])
+            await eventually(lambda: rig.waiting() == [4])
         else:
-            await until(lambda: rig.notes.failures["default/a", "connect"] >= 2)
+            await eventually(lambda: rig.notes.failures["default/a", "connect"] >= 2)
             assert rig.waiting() == [0]
 
 
@@ -304,5 +298,5 @@ async def test_a_defect_of_ours_does_not_end_the_scraping(caplog: pytest.LogCapt
     server = ModelServer()
     server.says(2)
     async with listening(server), running(Poisoned(), server.endpoint("a"), server.endpoint("b")) as rig:
-        await until(lambda: rig.waiting() == [0, 2] and rig.notes.failures["default/a", "internal"] >= 2)
+        await eventually(lambda: rig.waiting() == [0, 2] and rig.notes.failures["default/a", "internal"] >= 2)
     assert [record.exc_info is not None for record in caplog.records] == [True]

@@ -11,6 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from epp import names
 from epp.simulator.fleet import Fleet
+from epp.testing.waiting import eventually
 
 pytestmark = pytest.mark.asyncio(loop_scope="package")
 
@@ -42,11 +43,11 @@ async def metric(client: aiohttp.ClientSession, url: str, name: str, **labels: s
 
 async def until_metric(client: aiohttp.ClientSession, url: str, name: str, holds: Callable[[float], bool]) -> None:
     """Wait until a metric says so."""
-    async with asyncio.timeout(20):
-        while True:
-            if holds(await metric(client, url, name)):
-                return
-            await asyncio.sleep(0.005)
+
+    async def reached() -> bool:
+        return holds(await metric(client, url, name))
+
+    await eventually(reached)
 
 
 async def test_the_same_prompt_again_is_cached_on_this_pod_only(fleet: Fleet, client: aiohttp.ClientSession) -> None:
