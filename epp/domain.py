@@ -94,6 +94,13 @@ class InferenceRequest:
     cache_salt: str | None = None
     unreadable: str | None = None
     """Why the body could not be read although a model server might accept it: routed without tokens."""
+    target_model: str = ""
+    """The name the model server is asked for in place of the body's; empty: the body stays as it is."""
+
+    @property
+    def served_model(self) -> str:
+        """The name the model server is asked for."""
+        return self.target_model or self.model
 
 
 class TokenState(Enum):
@@ -198,6 +205,16 @@ class EndCause(Enum):
 
 
 @dataclass(slots=True)
+class Usage:
+    """Tokens an engine says it used for one answer; None: it does not say (spec/protocol.md 2.3.11)."""
+
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    total_tokens: int | None = None
+    cached_tokens: int | None = None
+
+
+@dataclass(slots=True)
 class RequestEnd:
     """The end of an answer, told by Envoy's access log or by the end of the ext_proc stream (spec/protocol.md 10.1)."""
 
@@ -208,7 +225,33 @@ class RequestEnd:
     """"ip:port" of the endpoint that really served."""
     duration_s: float | None = None
     first_upstream_byte_s: float | None = None
+    """The first byte of the response headers; not a time to first token (spec/protocol.md 10.1)."""
     attempts: int | None = None
     response_flags: tuple[str, ...] = ()
     bytes_received: int | None = None
     bytes_sent: int | None = None
+    origin: str | None = None
+    """Names the request as only the data plane can, where `decision_id` is empty because Envoy never took it over."""
+    # --- known only where the answer went through ext_proc; seconds since the request was here whole
+    streamed: bool | None = None
+    """It was asked for or sent as a stream of events."""
+    first_chunk_s: float | None = None
+    """The first chunk that was not empty: a time to first token, where it is streamed."""
+    last_chunk_s: float | None = None
+    usage: Usage | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StreamClosed:
+    """What an ext_proc stream had come to when it closed."""
+
+    routed: bool
+    """The data plane was sent the whole answer to the request phase; otherwise the request never went on."""
+    response_seen: bool
+    """Some part of the answer came by."""
+    response_complete: bool
+    """The answer came by to its end."""
+    logged: bool
+    """This data plane also sends its access log to us."""
+    bodies_sent: bool = False
+    """This data plane is configured to send the bodies of answers through here: what did not come by was cut off."""

@@ -8,6 +8,8 @@ from typing import Final
 # --- Endpoint Picker protocol (GIE proposal 004) -------------------------------------------------------------
 # Request header and dynamic metadata key that carry the choice; both must hold the identical "ip:port".
 DESTINATION_ENDPOINT: Final = "x-gateway-destination-endpoint"
+# Every scored candidate's total, beside DESTINATION_ENDPOINT in the metadata (llm-d, --emit-endpoint-scores).
+ENDPOINT_SCORES: Final = "x-gateway-destination-endpoint-scores"
 # Dynamic metadata namespace of DESTINATION_ENDPOINT.
 DESTINATION_NAMESPACE: Final = "envoy.lb"
 # filter_metadata namespace and key by which the data plane restricts the candidates.

@@ -24,34 +24,35 @@ _sym_db = _symbol_database.Default()
 
 from epp._proto import core_pb2 as epp_dot___proto_dot_core__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from google.protobuf import wrappers_pb2 as google_dot_protobuf_dot_wrappers__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x65pp/_proto/access_log.proto\x12\x0e\x65pp.access_log\x1a\x15\x65pp/_proto/core.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1egoogle/protobuf/wrappers.proto\"\xb2\x02\n\x17StreamAccessLogsMessage\x12\x46\n\nidentifier\x18\x01 \x01(\x0b\x32\x32.epp.access_log.StreamAccessLogsMessage.Identifier\x12Q\n\thttp_logs\x18\x02 \x01(\x0b\x32<.epp.access_log.StreamAccessLogsMessage.HTTPAccessLogEntriesH\x00\x1a\x1e\n\nIdentifier\x12\x10\n\x08log_name\x18\x02 \x01(\t\x1aM\n\x14HTTPAccessLogEntries\x12\x35\n\tlog_entry\x18\x01 \x03(\x0b\x32\".epp.access_log.HTTPAccessLogEntryB\r\n\x0blog_entries\"\x1a\n\x18StreamAccessLogsResponse\"\xc2\x01\n\x12HTTPAccessLogEntry\x12:\n\x11\x63ommon_properties\x18\x01 \x01(\x0b\x32\x1f.epp.access_log.AccessLogCommon\x12\x36\n\x07request\x18\x03 \x01(\x0b\x32%.epp.access_log.HTTPRequestProperties\x12\x38\n\x08response\x18\x04 \x01(\x0b\x32&.epp.access_log.HTTPResponseProperties\"\xf2\x02\n\x0f\x41\x63\x63\x65ssLogCommon\x12\x32\n\x17upstream_remote_address\x18\r \x01(\x0b\x32\x11.epp.core.Address\x12\x41\n\x1etime_to_first_upstream_rx_byte\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x35\n\x0eresponse_flags\x18\x10 \x01(\x0b\x32\x1d.epp.access_log.ResponseFlags\x12$\n\x08metadata\x18\x11 \x01(\x0b\x32\x12.epp.core.Metadata\x12+\n\x08\x64uration\x18\x17 \x01(\x0b\x32\x19.google.protobuf.Duration\x12&\n\x1eupstream_request_attempt_count\x18\x18 \x01(\r\x12\x36\n\x0f\x61\x63\x63\x65ss_log_type\x18! \x01(\x0e\x32\x1d.epp.access_log.AccessLogType\"\xe8\x06\n\rResponseFlags\x12 \n\x18\x66\x61iled_local_healthcheck\x18\x01 \x01(\x08\x12\x1b\n\x13no_healthy_upstream\x18\x02 \x01(\x08\x12 \n\x18upstream_request_timeout\x18\x03 \x01(\x08\x12\x13\n\x0blocal_reset\x18\x04 \x01(\x08\x12\x1d\n\x15upstream_remote_reset\x18\x05 \x01(\x08\x12#\n\x1bupstream_connection_failure\x18\x06 \x01(\x08\x12\'\n\x1fupstream_connection_termination\x18\x07 \x01(\x08\x12\x19\n\x11upstream_overflow\x18\x08 \x01(\x08\x12\x16\n\x0eno_route_found\x18\t \x01(\x08\x12\x16\n\x0e\x64\x65lay_injected\x18\n \x01(\x08\x12\x16\n\x0e\x66\x61ult_injected\x18\x0b \x01(\x08\x12\x14\n\x0crate_limited\x18\x0c \x01(\x08\x12 \n\x18rate_limit_service_error\x18\x0e \x01(\x08\x12)\n!downstream_connection_termination\x18\x0f \x01(\x08\x12%\n\x1dupstream_retry_limit_exceeded\x18\x10 \x01(\x08\x12\x1b\n\x13stream_idle_timeout\x18\x11 \x01(\x08\x12%\n\x1dinvalid_envoy_request_headers\x18\x12 \x01(\x08\x12!\n\x19\x64ownstream_protocol_error\x18\x13 \x01(\x08\x12,\n$upstream_max_stream_duration_reached\x18\x14 \x01(\x08\x12\"\n\x1aresponse_from_cache_filter\x18\x15 \x01(\x08\x12\x1e\n\x16no_filter_config_found\x18\x16 \x01(\x08\x12\x18\n\x10\x64uration_timeout\x18\x17 \x01(\x08\x12\x1f\n\x17upstream_protocol_error\x18\x18 \x01(\x08\x12\x18\n\x10no_cluster_found\x18\x19 \x01(\x08\x12\x18\n\x10overload_manager\x18\x1a \x01(\x08\x12\x1e\n\x16\x64ns_resolution_failure\x18\x1b \x01(\x08\x12\x1f\n\x17\x64ownstream_remote_reset\x18\x1c \x01(\x08\"3\n\x15HTTPRequestProperties\x12\x1a\n\x12request_body_bytes\x18\x0c \x01(\x04\"\x89\x01\n\x16HTTPResponseProperties\x12\x33\n\rresponse_code\x18\x01 \x01(\x0b\x32\x1c.google.protobuf.UInt32Value\x12\x1b\n\x13response_body_bytes\x18\x03 \x01(\x04\x12\x1d\n\x15response_code_details\x18\x06 \x01(\t*_\n\rAccessLogType\x12\x0b\n\x07NOT_SET\x10\x00\x12\x14\n\x10\x44OWNSTREAM_START\x10\x04\x12\x17\n\x13\x44OWNSTREAM_PERIODIC\x10\x05\x12\x12\n\x0e\x44OWNSTREAM_END\x10\x06\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x65pp/_proto/access_log.proto\x12\x0e\x65pp.access_log\x1a\x15\x65pp/_proto/core.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1egoogle/protobuf/wrappers.proto\"\xb2\x02\n\x17StreamAccessLogsMessage\x12\x46\n\nidentifier\x18\x01 \x01(\x0b\x32\x32.epp.access_log.StreamAccessLogsMessage.Identifier\x12Q\n\thttp_logs\x18\x02 \x01(\x0b\x32<.epp.access_log.StreamAccessLogsMessage.HTTPAccessLogEntriesH\x00\x1a\x1e\n\nIdentifier\x12\x10\n\x08log_name\x18\x02 \x01(\t\x1aM\n\x14HTTPAccessLogEntries\x12\x35\n\tlog_entry\x18\x01 \x03(\x0b\x32\".epp.access_log.HTTPAccessLogEntryB\r\n\x0blog_entries\"\x1a\n\x18StreamAccessLogsResponse\"\xc2\x01\n\x12HTTPAccessLogEntry\x12:\n\x11\x63ommon_properties\x18\x01 \x01(\x0b\x32\x1f.epp.access_log.AccessLogCommon\x12\x36\n\x07request\x18\x03 \x01(\x0b\x32%.epp.access_log.HTTPRequestProperties\x12\x38\n\x08response\x18\x04 \x01(\x0b\x32&.epp.access_log.HTTPResponseProperties\"\xd8\x03\n\x0f\x41\x63\x63\x65ssLogCommon\x12\x34\n\x19\x64ownstream_remote_address\x18\x02 \x01(\x0b\x32\x11.epp.core.Address\x12.\n\nstart_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x17upstream_remote_address\x18\r \x01(\x0b\x32\x11.epp.core.Address\x12\x41\n\x1etime_to_first_upstream_rx_byte\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x35\n\x0eresponse_flags\x18\x10 \x01(\x0b\x32\x1d.epp.access_log.ResponseFlags\x12$\n\x08metadata\x18\x11 \x01(\x0b\x32\x12.epp.core.Metadata\x12+\n\x08\x64uration\x18\x17 \x01(\x0b\x32\x19.google.protobuf.Duration\x12&\n\x1eupstream_request_attempt_count\x18\x18 \x01(\r\x12\x36\n\x0f\x61\x63\x63\x65ss_log_type\x18! \x01(\x0e\x32\x1d.epp.access_log.AccessLogType\"\xe8\x06\n\rResponseFlags\x12 \n\x18\x66\x61iled_local_healthcheck\x18\x01 \x01(\x08\x12\x1b\n\x13no_healthy_upstream\x18\x02 \x01(\x08\x12 \n\x18upstream_request_timeout\x18\x03 \x01(\x08\x12\x13\n\x0blocal_reset\x18\x04 \x01(\x08\x12\x1d\n\x15upstream_remote_reset\x18\x05 \x01(\x08\x12#\n\x1bupstream_connection_failure\x18\x06 \x01(\x08\x12\'\n\x1fupstream_connection_termination\x18\x07 \x01(\x08\x12\x19\n\x11upstream_overflow\x18\x08 \x01(\x08\x12\x16\n\x0eno_route_found\x18\t \x01(\x08\x12\x16\n\x0e\x64\x65lay_injected\x18\n \x01(\x08\x12\x16\n\x0e\x66\x61ult_injected\x18\x0b \x01(\x08\x12\x14\n\x0crate_limited\x18\x0c \x01(\x08\x12 \n\x18rate_limit_service_error\x18\x0e \x01(\x08\x12)\n!downstream_connection_termination\x18\x0f \x01(\x08\x12%\n\x1dupstream_retry_limit_exceeded\x18\x10 \x01(\x08\x12\x1b\n\x13stream_idle_timeout\x18\x11 \x01(\x08\x12%\n\x1dinvalid_envoy_request_headers\x18\x12 \x01(\x08\x12!\n\x19\x64ownstream_protocol_error\x18\x13 \x01(\x08\x12,\n$upstream_max_stream_duration_reached\x18\x14 \x01(\x08\x12\"\n\x1aresponse_from_cache_filter\x18\x15 \x01(\x08\x12\x1e\n\x16no_filter_config_found\x18\x16 \x01(\x08\x12\x18\n\x10\x64uration_timeout\x18\x17 \x01(\x08\x12\x1f\n\x17upstream_protocol_error\x18\x18 \x01(\x08\x12\x18\n\x10no_cluster_found\x18\x19 \x01(\x08\x12\x18\n\x10overload_manager\x18\x1a \x01(\x08\x12\x1e\n\x16\x64ns_resolution_failure\x18\x1b \x01(\x08\x12\x1f\n\x17\x64ownstream_remote_reset\x18\x1c \x01(\x08\"3\n\x15HTTPRequestProperties\x12\x1a\n\x12request_body_bytes\x18\x0c \x01(\x04\"\x89\x01\n\x16HTTPResponseProperties\x12\x33\n\rresponse_code\x18\x01 \x01(\x0b\x32\x1c.google.protobuf.UInt32Value\x12\x1b\n\x13response_body_bytes\x18\x03 \x01(\x04\x12\x1d\n\x15response_code_details\x18\x06 \x01(\t*_\n\rAccessLogType\x12\x0b\n\x07NOT_SET\x10\x00\x12\x14\n\x10\x44OWNSTREAM_START\x10\x04\x12\x17\n\x13\x44OWNSTREAM_PERIODIC\x10\x05\x12\x12\n\x0e\x44OWNSTREAM_END\x10\x06\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'epp._proto.access_log_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ACCESSLOGTYPE']._serialized_start=2109
-  _globals['_ACCESSLOGTYPE']._serialized_end=2204
-  _globals['_STREAMACCESSLOGSMESSAGE']._serialized_start=135
-  _globals['_STREAMACCESSLOGSMESSAGE']._serialized_end=441
-  _globals['_STREAMACCESSLOGSMESSAGE_IDENTIFIER']._serialized_start=317
-  _globals['_STREAMACCESSLOGSMESSAGE_IDENTIFIER']._serialized_end=347
-  _globals['_STREAMACCESSLOGSMESSAGE_HTTPACCESSLOGENTRIES']._serialized_start=349
-  _globals['_STREAMACCESSLOGSMESSAGE_HTTPACCESSLOGENTRIES']._serialized_end=426
-  _globals['_STREAMACCESSLOGSRESPONSE']._serialized_start=443
-  _globals['_STREAMACCESSLOGSRESPONSE']._serialized_end=469
-  _globals['_HTTPACCESSLOGENTRY']._serialized_start=472
-  _globals['_HTTPACCESSLOGENTRY']._serialized_end=666
-  _globals['_ACCESSLOGCOMMON']._serialized_start=669
-  _globals['_ACCESSLOGCOMMON']._serialized_end=1039
-  _globals['_RESPONSEFLAGS']._serialized_start=1042
-  _globals['_RESPONSEFLAGS']._serialized_end=1914
-  _globals['_HTTPREQUESTPROPERTIES']._serialized_start=1916
-  _globals['_HTTPREQUESTPROPERTIES']._serialized_end=1967
-  _globals['_HTTPRESPONSEPROPERTIES']._serialized_start=1970
-  _globals['_HTTPRESPONSEPROPERTIES']._serialized_end=2107
+  _globals['_ACCESSLOGTYPE']._serialized_start=2244
+  _globals['_ACCESSLOGTYPE']._serialized_end=2339
+  _globals['_STREAMACCESSLOGSMESSAGE']._serialized_start=168
+  _globals['_STREAMACCESSLOGSMESSAGE']._serialized_end=474
+  _globals['_STREAMACCESSLOGSMESSAGE_IDENTIFIER']._serialized_start=350
+  _globals['_STREAMACCESSLOGSMESSAGE_IDENTIFIER']._serialized_end=380
+  _globals['_STREAMACCESSLOGSMESSAGE_HTTPACCESSLOGENTRIES']._serialized_start=382
+  _globals['_STREAMACCESSLOGSMESSAGE_HTTPACCESSLOGENTRIES']._serialized_end=459
+  _globals['_STREAMACCESSLOGSRESPONSE']._serialized_start=476
+  _globals['_STREAMACCESSLOGSRESPONSE']._serialized_end=502
+  _globals['_HTTPACCESSLOGENTRY']._serialized_start=505
+  _globals['_HTTPACCESSLOGENTRY']._serialized_end=699
+  _globals['_ACCESSLOGCOMMON']._serialized_start=702
+  _globals['_ACCESSLOGCOMMON']._serialized_end=1174
+  _globals['_RESPONSEFLAGS']._serialized_start=1177
+  _globals['_RESPONSEFLAGS']._serialized_end=2049
+  _globals['_HTTPREQUESTPROPERTIES']._serialized_start=2051
+  _globals['_HTTPREQUESTPROPERTIES']._serialized_end=2102
+  _globals['_HTTPRESPONSEPROPERTIES']._serialized_start=2105
+  _globals['_HTTPRESPONSEPROPERTIES']._serialized_end=2242
 # @@protoc_insertion_point(module_scope)

@@ -26,41 +26,45 @@ from epp._proto import core_pb2 as epp_dot___proto_dot_core__pb2
 from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x65pp/_proto/ext_proc.proto\x12\x0c\x65pp.ext_proc\x1a\x15\x65pp/_proto/core.proto\x1a\x1cgoogle/protobuf/struct.proto\"\xc9\x03\n\x11ProcessingRequest\x12\x34\n\x0frequest_headers\x18\x02 \x01(\x0b\x32\x19.epp.ext_proc.HttpHeadersH\x00\x12\x35\n\x10response_headers\x18\x03 \x01(\x0b\x32\x19.epp.ext_proc.HttpHeadersH\x00\x12.\n\x0crequest_body\x18\x04 \x01(\x0b\x32\x16.epp.ext_proc.HttpBodyH\x00\x12/\n\rresponse_body\x18\x05 \x01(\x0b\x32\x16.epp.ext_proc.HttpBodyH\x00\x12\x36\n\x10request_trailers\x18\x06 \x01(\x0b\x32\x1a.epp.ext_proc.HttpTrailersH\x00\x12\x37\n\x11response_trailers\x18\x07 \x01(\x0b\x32\x1a.epp.ext_proc.HttpTrailersH\x00\x12,\n\x10metadata_context\x18\x08 \x01(\x0b\x32\x12.epp.core.Metadata\x12<\n\x0fprotocol_config\x18\x0b \x01(\x0b\x32#.epp.ext_proc.ProtocolConfigurationB\t\n\x07request\"J\n\x0bHttpHeaders\x12$\n\x07headers\x18\x01 \x01(\x0b\x32\x13.epp.core.HeaderMap\x12\x15\n\rend_of_stream\x18\x03 \x01(\x08\"/\n\x08HttpBody\x12\x0c\n\x04\x62ody\x18\x01 \x01(\x0c\x12\x15\n\rend_of_stream\x18\x02 \x01(\x08\"5\n\x0cHttpTrailers\x12%\n\x08trailers\x18\x01 \x01(\x0b\x32\x13.epp.core.HeaderMap\"\x86\x01\n\x15ProtocolConfiguration\x12\x35\n\x11request_body_mode\x18\x01 \x01(\x0e\x32\x1a.epp.ext_proc.BodySendMode\x12\x36\n\x12response_body_mode\x18\x02 \x01(\x0e\x32\x1a.epp.ext_proc.BodySendMode\"\xe9\x03\n\x12ProcessingResponse\x12\x38\n\x0frequest_headers\x18\x01 \x01(\x0b\x32\x1d.epp.ext_proc.HeadersResponseH\x00\x12\x39\n\x10response_headers\x18\x02 \x01(\x0b\x32\x1d.epp.ext_proc.HeadersResponseH\x00\x12\x32\n\x0crequest_body\x18\x03 \x01(\x0b\x32\x1a.epp.ext_proc.BodyResponseH\x00\x12\x33\n\rresponse_body\x18\x04 \x01(\x0b\x32\x1a.epp.ext_proc.BodyResponseH\x00\x12:\n\x10request_trailers\x18\x05 \x01(\x0b\x32\x1e.epp.ext_proc.TrailersResponseH\x00\x12;\n\x11response_trailers\x18\x06 \x01(\x0b\x32\x1e.epp.ext_proc.TrailersResponseH\x00\x12=\n\x12immediate_response\x18\x07 \x01(\x0b\x32\x1f.epp.ext_proc.ImmediateResponseH\x00\x12\x31\n\x10\x64ynamic_metadata\x18\x08 \x01(\x0b\x32\x17.google.protobuf.StructB\n\n\x08response\"A\n\x0fHeadersResponse\x12.\n\x08response\x18\x01 \x01(\x0b\x32\x1c.epp.ext_proc.CommonResponse\">\n\x0c\x42odyResponse\x12.\n\x08response\x18\x01 \x01(\x0b\x32\x1c.epp.ext_proc.CommonResponse\"I\n\x10TrailersResponse\x12\x35\n\x0fheader_mutation\x18\x01 \x01(\x0b\x32\x1c.epp.ext_proc.HeaderMutation\"\x95\x01\n\x0e\x43ommonResponse\x12\x35\n\x0fheader_mutation\x18\x02 \x01(\x0b\x32\x1c.epp.ext_proc.HeaderMutation\x12\x31\n\rbody_mutation\x18\x03 \x01(\x0b\x32\x1a.epp.ext_proc.BodyMutation\x12\x19\n\x11\x63lear_route_cache\x18\x05 \x01(\x08\"B\n\x0eHeaderMutation\x12\x30\n\x0bset_headers\x18\x01 \x03(\x0b\x32\x1b.epp.core.HeaderValueOption\"[\n\x0c\x42odyMutation\x12?\n\x11streamed_response\x18\x03 \x01(\x0b\x32\".epp.ext_proc.StreamedBodyResponseH\x00\x42\n\n\x08mutation\";\n\x14StreamedBodyResponse\x12\x0c\n\x04\x62ody\x18\x01 \x01(\x0c\x12\x15\n\rend_of_stream\x18\x02 \x01(\x08\"v\n\x11ImmediateResponse\x12$\n\x06status\x18\x01 \x01(\x0b\x32\x14.epp.core.HttpStatus\x12-\n\x07headers\x18\x02 \x01(\x0b\x32\x1c.epp.ext_proc.HeaderMutation\x12\x0c\n\x04\x62ody\x18\x03 \x01(\x0c*n\n\x0c\x42odySendMode\x12\x08\n\x04NONE\x10\x00\x12\x0c\n\x08STREAMED\x10\x01\x12\x0c\n\x08\x42UFFERED\x10\x02\x12\x14\n\x10\x42UFFERED_PARTIAL\x10\x03\x12\x18\n\x14\x46ULL_DUPLEX_STREAMED\x10\x04\x12\x08\n\x04GRPC\x10\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x65pp/_proto/ext_proc.proto\x12\x0c\x65pp.ext_proc\x1a\x15\x65pp/_proto/core.proto\x1a\x1cgoogle/protobuf/struct.proto\"\xf6\x04\n\x11ProcessingRequest\x12\x34\n\x0frequest_headers\x18\x02 \x01(\x0b\x32\x19.epp.ext_proc.HttpHeadersH\x00\x12\x35\n\x10response_headers\x18\x03 \x01(\x0b\x32\x19.epp.ext_proc.HttpHeadersH\x00\x12.\n\x0crequest_body\x18\x04 \x01(\x0b\x32\x16.epp.ext_proc.HttpBodyH\x00\x12/\n\rresponse_body\x18\x05 \x01(\x0b\x32\x16.epp.ext_proc.HttpBodyH\x00\x12\x36\n\x10request_trailers\x18\x06 \x01(\x0b\x32\x1a.epp.ext_proc.HttpTrailersH\x00\x12\x37\n\x11response_trailers\x18\x07 \x01(\x0b\x32\x1a.epp.ext_proc.HttpTrailersH\x00\x12,\n\x10metadata_context\x18\x08 \x01(\x0b\x32\x12.epp.core.Metadata\x12\x43\n\nattributes\x18\t \x03(\x0b\x32/.epp.ext_proc.ProcessingRequest.AttributesEntry\x12\x1a\n\x12observability_mode\x18\n \x01(\x08\x12<\n\x0fprotocol_config\x18\x0b \x01(\x0b\x32#.epp.ext_proc.ProtocolConfiguration\x1aJ\n\x0f\x41ttributesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12&\n\x05value\x18\x02 \x01(\x0b\x32\x17.google.protobuf.Struct:\x02\x38\x01\x42\t\n\x07request\"J\n\x0bHttpHeaders\x12$\n\x07headers\x18\x01 \x01(\x0b\x32\x13.epp.core.HeaderMap\x12\x15\n\rend_of_stream\x18\x03 \x01(\x08\"/\n\x08HttpBody\x12\x0c\n\x04\x62ody\x18\x01 \x01(\x0c\x12\x15\n\rend_of_stream\x18\x02 \x01(\x08\"5\n\x0cHttpTrailers\x12%\n\x08trailers\x18\x01 \x01(\x0b\x32\x13.epp.core.HeaderMap\"\x86\x01\n\x15ProtocolConfiguration\x12\x35\n\x11request_body_mode\x18\x01 \x01(\x0e\x32\x1a.epp.ext_proc.BodySendMode\x12\x36\n\x12response_body_mode\x18\x02 \x01(\x0e\x32\x1a.epp.ext_proc.BodySendMode\"\xe9\x03\n\x12ProcessingResponse\x12\x38\n\x0frequest_headers\x18\x01 \x01(\x0b\x32\x1d.epp.ext_proc.HeadersResponseH\x00\x12\x39\n\x10response_headers\x18\x02 \x01(\x0b\x32\x1d.epp.ext_proc.HeadersResponseH\x00\x12\x32\n\x0crequest_body\x18\x03 \x01(\x0b\x32\x1a.epp.ext_proc.BodyResponseH\x00\x12\x33\n\rresponse_body\x18\x04 \x01(\x0b\x32\x1a.epp.ext_proc.BodyResponseH\x00\x12:\n\x10request_trailers\x18\x05 \x01(\x0b\x32\x1e.epp.ext_proc.TrailersResponseH\x00\x12;\n\x11response_trailers\x18\x06 \x01(\x0b\x32\x1e.epp.ext_proc.TrailersResponseH\x00\x12=\n\x12immediate_response\x18\x07 \x01(\x0b\x32\x1f.epp.ext_proc.ImmediateResponseH\x00\x12\x31\n\x10\x64ynamic_metadata\x18\x08 \x01(\x0b\x32\x17.google.protobuf.StructB\n\n\x08response\"A\n\x0fHeadersResponse\x12.\n\x08response\x18\x01 \x01(\x0b\x32\x1c.epp.ext_proc.CommonResponse\">\n\x0c\x42odyResponse\x12.\n\x08response\x18\x01 \x01(\x0b\x32\x1c.epp.ext_proc.CommonResponse\"I\n\x10TrailersResponse\x12\x35\n\x0fheader_mutation\x18\x01 \x01(\x0b\x32\x1c.epp.ext_proc.HeaderMutation\"\x95\x01\n\x0e\x43ommonResponse\x12\x35\n\x0fheader_mutation\x18\x02 \x01(\x0b\x32\x1c.epp.ext_proc.HeaderMutation\x12\x31\n\rbody_mutation\x18\x03 \x01(\x0b\x32\x1a.epp.ext_proc.BodyMutation\x12\x19\n\x11\x63lear_route_cache\x18\x05 \x01(\x08\"B\n\x0eHeaderMutation\x12\x30\n\x0bset_headers\x18\x01 \x03(\x0b\x32\x1b.epp.core.HeaderValueOption\"k\n\x0c\x42odyMutation\x12\x0e\n\x04\x62ody\x18\x01 \x01(\x0cH\x00\x12?\n\x11streamed_response\x18\x03 \x01(\x0b\x32\".epp.ext_proc.StreamedBodyResponseH\x00\x42\n\n\x08mutation\";\n\x14StreamedBodyResponse\x12\x0c\n\x04\x62ody\x18\x01 \x01(\x0c\x12\x15\n\rend_of_stream\x18\x02 \x01(\x08\"v\n\x11ImmediateResponse\x12$\n\x06status\x18\x01 \x01(\x0b\x32\x14.epp.core.HttpStatus\x12-\n\x07headers\x18\x02 \x01(\x0b\x32\x1c.epp.ext_proc.HeaderMutation\x12\x0c\n\x04\x62ody\x18\x03 \x01(\x0c*n\n\x0c\x42odySendMode\x12\x08\n\x04NONE\x10\x00\x12\x0c\n\x08STREAMED\x10\x01\x12\x0c\n\x08\x42UFFERED\x10\x02\x12\x14\n\x10\x42UFFERED_PARTIAL\x10\x03\x12\x18\n\x14\x46ULL_DUPLEX_STREAMED\x10\x04\x12\x08\n\x04GRPC\x10\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'epp._proto.ext_proc_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_BODYSENDMODE']._serialized_start=2065
-  _globals['_BODYSENDMODE']._serialized_end=2175
+  _globals['_PROCESSINGREQUEST_ATTRIBUTESENTRY']._loaded_options = None
+  _globals['_PROCESSINGREQUEST_ATTRIBUTESENTRY']._serialized_options = b'8\001'
+  _globals['_BODYSENDMODE']._serialized_start=2254
+  _globals['_BODYSENDMODE']._serialized_end=2364
   _globals['_PROCESSINGREQUEST']._serialized_start=97
-  _globals['_PROCESSINGREQUEST']._serialized_end=554
-  _globals['_HTTPHEADERS']._serialized_start=556
-  _globals['_HTTPHEADERS']._serialized_end=630
-  _globals['_HTTPBODY']._serialized_start=632
-  _globals['_HTTPBODY']._serialized_end=679
-  _globals['_HTTPTRAILERS']._serialized_start=681
-  _globals['_HTTPTRAILERS']._serialized_end=734
-  _globals['_PROTOCOLCONFIGURATION']._serialized_start=737
-  _globals['_PROTOCOLCONFIGURATION']._serialized_end=871
-  _globals['_PROCESSINGRESPONSE']._serialized_start=874
-  _globals['_PROCESSINGRESPONSE']._serialized_end=1363
-  _globals['_HEADERSRESPONSE']._serialized_start=1365
-  _globals['_HEADERSRESPONSE']._serialized_end=1430
-  _globals['_BODYRESPONSE']._serialized_start=1432
-  _globals['_BODYRESPONSE']._serialized_end=1494
-  _globals['_TRAILERSRESPONSE']._serialized_start=1496
-  _globals['_TRAILERSRESPONSE']._serialized_end=1569
-  _globals['_COMMONRESPONSE']._serialized_start=1572
-  _globals['_COMMONRESPONSE']._serialized_end=1721
-  _globals['_HEADERMUTATION']._serialized_start=1723
-  _globals['_HEADERMUTATION']._serialized_end=1789
-  _globals['_BODYMUTATION']._serialized_start=1791
-  _globals['_BODYMUTATION']._serialized_end=1882
-  _globals['_STREAMEDBODYRESPONSE']._serialized_start=1884
-  _globals['_STREAMEDBODYRESPONSE']._serialized_end=1943
-  _globals['_IMMEDIATERESPONSE']._serialized_start=1945
-  _globals['_IMMEDIATERESPONSE']._serialized_end=2063
+  _globals['_PROCESSINGREQUEST']._serialized_end=727
+  _globals['_PROCESSINGREQUEST_ATTRIBUTESENTRY']._serialized_start=642
+  _globals['_PROCESSINGREQUEST_ATTRIBUTESENTRY']._serialized_end=716
+  _globals['_HTTPHEADERS']._serialized_start=729
+  _globals['_HTTPHEADERS']._serialized_end=803
+  _globals['_HTTPBODY']._serialized_start=805
+  _globals['_HTTPBODY']._serialized_end=852
+  _globals['_HTTPTRAILERS']._serialized_start=854
+  _globals['_HTTPTRAILERS']._serialized_end=907
+  _globals['_PROTOCOLCONFIGURATION']._serialized_start=910
+  _globals['_PROTOCOLCONFIGURATION']._serialized_end=1044
+  _globals['_PROCESSINGRESPONSE']._serialized_start=1047
+  _globals['_PROCESSINGRESPONSE']._serialized_end=1536
+  _globals['_HEADERSRESPONSE']._serialized_start=1538
+  _globals['_HEADERSRESPONSE']._serialized_end=1603
+  _globals['_BODYRESPONSE']._serialized_start=1605
+  _globals['_BODYRESPONSE']._serialized_end=1667
+  _globals['_TRAILERSRESPONSE']._serialized_start=1669
+  _globals['_TRAILERSRESPONSE']._serialized_end=1742
+  _globals['_COMMONRESPONSE']._serialized_start=1745
+  _globals['_COMMONRESPONSE']._serialized_end=1894
+  _globals['_HEADERMUTATION']._serialized_start=1896
+  _globals['_HEADERMUTATION']._serialized_end=1962
+  _globals['_BODYMUTATION']._serialized_start=1964
+  _globals['_BODYMUTATION']._serialized_end=2071
+  _globals['_STREAMEDBODYRESPONSE']._serialized_start=2073
+  _globals['_STREAMEDBODYRESPONSE']._serialized_end=2132
+  _globals['_IMMEDIATERESPONSE']._serialized_start=2134
+  _globals['_IMMEDIATERESPONSE']._serialized_end=2252
 # @@protoc_insertion_point(module_scope)

@@ -1,8 +1,9 @@
 """What Envoy's access log tells about the end of an answer: one StreamAccessLogsMessage to RequestEnds (spec/protocol.md 10.1).
 
-An entry finds its decision by the id we gave Envoy as dynamic metadata, never by a header a client could choose.
-Entries of requests we did not route (rejected ones, other routes of the same listener) are only counted; entries
-written before the end of a request are skipped. Pure functions, called on the event loop once per batch.
+An entry finds its decision by the id we gave Envoy as dynamic metadata, never by a header a client could choose. Where
+Envoy never took the id over, because the client left before, the entry's origin names the request. Where several pickers
+listen to one Envoy, each gets every entry and leaves those of the others alone; an id tells whose it is (`new_id`).
+Entries written before the end of a request are skipped. Pure functions, called on the event loop once per batch.
 """
 
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from epp._proto import access_log_pb2 as pb
 from epp._proto import core_pb2
 from epp.domain import DecisionId, EndCause, RequestEnd
 from epp.errors import ProtocolError
+from epp.extproc import origin
 
 
 @dataclass(slots=True)
@@ -23,8 +25,9 @@ class AccessLogBatch:
     """One message's worth of entries."""
 
     ends: list[RequestEnd]
-    unmatched: int
-    """Ended requests that carry no decision of ours."""
+    """Of decisions of this picker, and of requests that carry no decision: those have an empty id, and may have an origin."""
+    others: int
+    """Ended requests that another picker routed."""
 
 
 # Field of ResponseFlags to the short form that Envoy's %RESPONSE_FLAGS% and its documentation use.
@@ -63,8 +66,16 @@ CLIENT_FLAGS: Final = frozenset(("DC", "DR", "DPE"))
 UPSTREAM_FLAGS: Final = frozenset(("LH", "UH", "UT", "LR", "UR", "UF", "UC", "UO", "URX", "SI", "UMSDR", "UPE", "NR", "NC", "DF"))
 
 
-def decode(data: bytes) -> AccessLogBatch:
-    """The ends in one message. Raises ProtocolError where it is none."""
+def new_id(instance: str, unique: str) -> DecisionId:
+    """The id of a decision that the picker `instance` makes."""
+    return DecisionId(f"{instance}{_SEPARATOR}{unique}")
+
+
+_SEPARATOR: Final = "/"
+
+
+def decode(data: bytes, instance: str) -> AccessLogBatch:
+    """The ends in one message, for the picker `instance`. Raises ProtocolError where it is none."""
     message = pb.StreamAccessLogsMessage()
     try:
         message.ParseFromString(data)
@@ -72,13 +83,18 @@ def decode(data: bytes) -> AccessLogBatch:
         raise ProtocolError(f"not a StreamAccessLogsMessage: {error}") from None
     batch = AccessLogBatch([], 0)
     for entry in message.http_logs.log_entry:
-        if entry.common_properties.access_log_type not in _AT_THE_END:
+        common = entry.common_properties
+        if common.access_log_type not in _AT_THE_END:
             continue
-        decision_id = _decision_id(entry.common_properties.metadata)
-        if decision_id:
+        decision_id = _decision_id(common.metadata)
+        if not decision_id:
+            end = _request_end(entry, DecisionId(""))
+            end.origin = _origin(common)
+            batch.ends.append(end)
+        elif decision_id.rpartition(_SEPARATOR)[0] == instance:
             batch.ends.append(_request_end(entry, decision_id))
         else:
-            batch.unmatched += 1
+            batch.others += 1
     return batch
 
 
@@ -87,10 +103,16 @@ _AT_THE_END: Final = frozenset((pb.NOT_SET, pb.DOWNSTREAM_END))
 
 def _decision_id(metadata: core_pb2.Metadata) -> DecisionId | None:
     namespaces = metadata.filter_metadata
+    # Looking a missing key up with [] would add it.
     if names.EPP_NAMESPACE not in namespaces:
         return None
     fields = namespaces[names.EPP_NAMESPACE].fields
     return DecisionId(fields[names.DECISION_ID].string_value) if names.DECISION_ID in fields else None
+
+
+def _origin(common: pb.AccessLogCommon) -> str | None:
+    client = _host_port(common.downstream_remote_address.socket_address)
+    return origin.of(common.start_time.seconds, common.start_time.nanos, client) if client else None
 
 
 def _request_end(entry: pb.HTTPAccessLogEntry, decision_id: DecisionId) -> RequestEnd:
@@ -126,7 +148,7 @@ def _cause(flags: tuple[str, ...], details: str) -> EndCause:
 
 
 def _host_port(address: core_pb2.SocketAddress) -> str | None:
-    """ "ip:port", IPv6 in brackets as in a destination; None where no upstream was reached."""
+    """ "ip:port", IPv6 in brackets as in a destination; None where there is none, such as an upstream that was not reached."""
     host = address.address
     if not host:
         return None

@@ -8,7 +8,7 @@ arguments, which costs a third of the time.
 
 import re
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 from google.protobuf.message import DecodeError
 from google.protobuf.struct_pb2 import Value
@@ -17,12 +17,17 @@ from epp import names
 from epp._proto import core_pb2
 from epp._proto import ext_proc_pb2 as pb
 from epp.errors import ProtocolError
-from epp.extproc import rejections
+from epp.extproc import origin, rejections
 from epp.extproc.events import (
     BodyMode,
+    ContinueRequestBody,
+    ContinueRequestHeaders,
+    ContinueResponseBody,
     Event,
     Reject,
+    ReplaceResponseBody,
     Reply,
+    ReplyBufferedRequest,
     ReplyRequestBody,
     ReplyRequestHeaders,
     ReplyRequestTrailers,
@@ -35,6 +40,7 @@ from epp.extproc.events import (
     ResponseBody,
     ResponseHeaders,
     ResponseTrailers,
+    Route,
 )
 
 
@@ -45,6 +51,8 @@ def decode(data: bytes) -> Event:
         message.ParseFromString(data)
     except DecodeError as error:
         raise ProtocolError(f"not a ProcessingRequest: {error}") from None
+    if message.observability_mode:
+        raise ProtocolError("the ext_proc filter's observability_mode is on: it ignores every reply, so nothing can be routed: turn it off")
     decoder = _DECODERS.get(message.WhichOneof("request"))
     if decoder is None:
         raise ProtocolError("a ProcessingRequest of a kind unknown to this version")
@@ -58,7 +66,7 @@ def _request_headers(message: pb.ProcessingRequest) -> RequestHeaders:
         request_mode = _body_mode(message.protocol_config.request_body_mode)
         response_mode = _body_mode(message.protocol_config.response_body_mode)
     headers = {header.key.lower(): _header_value(header) for header in http.headers.headers}
-    return RequestHeaders(headers, http.end_of_stream, _subset(message), request_mode, response_mode)
+    return RequestHeaders(headers, http.end_of_stream, _subset(message), request_mode, response_mode, _origin(message))
 
 
 def _request_body(message: pb.ProcessingRequest) -> RequestBody:
@@ -72,9 +80,15 @@ def _request_trailers(message: pb.ProcessingRequest) -> RequestTrailers:
 
 def _response_headers(message: pb.ProcessingRequest) -> ResponseHeaders:
     http = message.response_headers
-    found = {header.key: _header_value(header) for header in http.headers.headers if header.key in _STATUS_KEYS}
+    found = {header.key: _header_value(header) for header in http.headers.headers if header.key in _READ_OF_RESPONSES}
     status = found.get(":status") or found.get("status", "")
-    return ResponseHeaders(int(status) if _STATUS.fullmatch(status) else None, http.end_of_stream)
+    mode = _body_mode(message.protocol_config.response_body_mode) if message.HasField("protocol_config") else None
+    return ResponseHeaders(
+        int(status) if _STATUS.fullmatch(status) else None,
+        http.end_of_stream,
+        found.get("content-type", "").partition(";")[0].strip().lower(),
+        mode,
+    )
 
 
 def _response_body(message: pb.ProcessingRequest) -> ResponseBody:
@@ -92,7 +106,7 @@ _DECODERS: Final[dict[str | None, Callable[[pb.ProcessingRequest], Event]]] = {
 }
 
 # Envoy says ":status"; llm-d's own fixtures say "status" (spec/protocol.md D4).
-_STATUS_KEYS: Final = frozenset((":status", "status"))
+_READ_OF_RESPONSES: Final = frozenset((":status", "status", "content-type"))
 _STATUS: Final = re.compile(r"[1-9][0-9]{2}")
 
 
@@ -125,6 +139,16 @@ def _subset(message: pb.ProcessingRequest) -> tuple[str, ...] | None:
     return _strings(fields[names.SUBSET_KEY])
 
 
+def _origin(message: pb.ProcessingRequest) -> str | None:
+    """What the filter's request_attributes say of the request's origin; None where it is not configured to send them."""
+    attributes = message.attributes
+    if not attributes:
+        return None
+    for fields in attributes.values():
+        return origin.from_attributes(fields.fields["request.time"].string_value, fields.fields["source.address"].string_value)
+    return None
+
+
 def _strings(value: Value) -> tuple[str, ...]:
     kind = value.WhichOneof("kind")
     if kind == "list_value":
@@ -137,47 +161,76 @@ def _strings(value: Value) -> tuple[str, ...]:
 def encode(reply: Reply) -> bytes:
     """One ProcessingResponse, serialized."""
     message = pb.ProcessingResponse()
-    match reply:
-        case ReplyResponseBody(data, end_of_stream):
-            _fill_body(message.response_body, data, end_of_stream=end_of_stream)
-        case ReplyRequestBody(data, end_of_stream):
-            _fill_body(message.request_body, data, end_of_stream=end_of_stream)
-        case ReplyRequestHeaders():
-            _fill_request_headers(message, reply)
-        case ReplyResponseHeaders():
-            _set_header(message.response_headers.response.header_mutation, names.WENT_INTO_RESPONSE_HEADERS, b"true")
-        case ReplyRequestTrailers():
-            message.request_trailers.SetInParent()
-        case ReplyResponseTrailers():
-            message.response_trailers.SetInParent()
-        case Reject(error):
-            rejections.render(error, message.immediate_response)
+    _ENCODERS[type(reply)](message, reply)
     return message.SerializeToString()
 
 
-def _fill_body(reply: pb.BodyResponse, data: bytes | memoryview, *, end_of_stream: bool) -> None:
-    streamed = reply.response.body_mutation.streamed_response
-    streamed.SetInParent()  # an empty chunk that does not end the stream is still a streamed response
-    streamed.body = data if isinstance(data, bytes) else bytes(data)
-    streamed.end_of_stream = end_of_stream
-
-
-def _fill_request_headers(message: pb.ProcessingResponse, reply: ReplyRequestHeaders) -> None:
+def _request_headers_reply(message: pb.ProcessingResponse, reply: ReplyRequestHeaders) -> None:
     """Destination as header and as metadata with the same value (spec/protocol.md 1.2), and the id that will come back in the access log.
 
     Headers that stay as they are are not echoed, as llm-d does: that has no effect in Envoy and costs both sides CPU.
     """
-    route = reply.route
-    response = message.request_headers.response
+    _fill_route(message, message.request_headers.response, reply.route, reply.content_length)
+
+
+def _buffered_request_reply(message: pb.ProcessingResponse, reply: ReplyBufferedRequest) -> None:
+    """The same as the reply to a body: in BUFFERED the headers still wait for it, and take its mutation (spec/protocol.md 2.4)."""
+    response, body = message.request_body.response, reply.route.body
+    if body is None:
+        _fill_route(message, response, reply.route, 0)
+    else:  # Envoy keeps the old Content-Length and refuses a body it does not fit (spec/protocol.md 2.1.2)
+        response.body_mutation.body = body
+        _fill_route(message, response, reply.route, len(body))
+
+
+def _replaced_response_body(message: pb.ProcessingResponse, reply: ReplaceResponseBody) -> None:
+    response = message.response_body.response
+    response.body_mutation.body = reply.data
+    if reply.whole:
+        _set_header(response.header_mutation, "Content-Length", b"%d" % len(reply.data))
+
+
+_ENCODERS: Final[dict[type[Reply], Callable[[pb.ProcessingResponse, Any], None]]] = {
+    ReplyRequestHeaders: _request_headers_reply,
+    ContinueRequestHeaders: lambda message, _: message.request_headers.SetInParent(),
+    ReplyRequestBody: lambda message, reply: _fill_body(message.request_body, reply),
+    ReplyBufferedRequest: _buffered_request_reply,
+    ContinueRequestBody: lambda message, _: message.request_body.SetInParent(),
+    ReplyRequestTrailers: lambda message, _: message.request_trailers.SetInParent(),
+    ReplyResponseHeaders: lambda message, _: _set_header(
+        message.response_headers.response.header_mutation, names.WENT_INTO_RESPONSE_HEADERS, b"true"
+    ),
+    ReplyResponseBody: lambda message, reply: _fill_body(message.response_body, reply),
+    ContinueResponseBody: lambda message, _: message.response_body.SetInParent(),
+    ReplaceResponseBody: _replaced_response_body,
+    ReplyResponseTrailers: lambda message, _: message.response_trailers.SetInParent(),
+    Reject: lambda message, reply: rejections.render(reply.error, message.immediate_response),
+}
+
+
+def _fill_body(message: pb.BodyResponse, reply: ReplyRequestBody | ReplyResponseBody) -> None:
+    streamed = message.response.body_mutation.streamed_response
+    streamed.SetInParent()  # an empty chunk that does not end the stream is still a streamed response
+    data = reply.data
+    streamed.body = data if isinstance(data, bytes) else bytes(data)
+    streamed.end_of_stream = reply.end_of_stream
+
+
+def _fill_route(message: pb.ProcessingResponse, response: pb.CommonResponse, route: Route, content_length: int) -> None:
     response.clear_route_cache = True
     mutation = response.header_mutation
     _set_header(mutation, names.DESTINATION_ENDPOINT, route.destination.encode())
-    if reply.content_length:
-        _set_header(mutation, "Content-Length", b"%d" % reply.content_length)
+    if content_length:
+        _set_header(mutation, "Content-Length", b"%d" % content_length)
     for key, value in route.set_headers:
         _set_header(mutation, key, value.encode(errors="replace"))
     namespaces = message.dynamic_metadata.fields
-    namespaces[names.DESTINATION_NAMESPACE].struct_value.fields[names.DESTINATION_ENDPOINT].string_value = route.destination
+    destination = namespaces[names.DESTINATION_NAMESPACE].struct_value.fields
+    destination[names.DESTINATION_ENDPOINT].string_value = route.destination
+    if route.scores is not None:
+        scores = destination[names.ENDPOINT_SCORES].struct_value.fields
+        for endpoint, score in route.scores.items():
+            scores[endpoint].number_value = score
     namespaces[names.EPP_NAMESPACE].struct_value.fields[names.DECISION_ID].string_value = route.decision_id
 
 

@@ -8,6 +8,7 @@ of the HTTP traffic: "request" flows to the model server, "response" to the clie
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Protocol
 
 from epp.domain import DecisionId
 from epp.errors import RequestError
@@ -39,6 +40,10 @@ class RequestHeaders:
     request_body_mode: BodyMode | None = None
     """What the filter is configured to; None: the data plane does not tell."""
     response_body_mode: BodyMode | None = None
+    origin: str | None = None
+    """Names the request as only the data plane can: its start and the client's address, as the access log repeats them.
+
+    None: the filter is not configured to send them (request_attributes)."""
 
 
 @dataclass(slots=True)
@@ -64,6 +69,10 @@ class ResponseHeaders:
 
     status: int | None
     end_of_stream: bool
+    content_type: str = ""
+    """In lower case and without parameters."""
+    response_body_mode: BodyMode | None = None
+    """As in RequestHeaders, where this is the first message of a stream: the request went past the filter."""
 
 
 @dataclass(slots=True)
@@ -85,6 +94,19 @@ Event = RequestHeaders | RequestBody | RequestTrailers | ResponseHeaders | Respo
 # --- the answer to a Pick ------------------------------------------------------------------------------------
 
 
+class AnswerListener(Protocol):
+    """Is told what comes by of an answer, where the data plane sends answers through ext_proc at all.
+
+    Called on the event loop by the exchange, in order; it must not raise and costs nothing where no answer comes by.
+    """
+
+    def began(self, status: int | None, *, event_stream: bool) -> None:
+        """The response headers; `event_stream`: it is sent as server-sent events."""
+
+    def body(self, data: bytes) -> None:
+        """One chunk as the data plane sent it. Chunk borders mean nothing."""
+
+
 @dataclass(slots=True)
 class Route:
     """Where a request goes, and what is changed on its way."""
@@ -96,6 +118,15 @@ class Route:
     """None: forward the body as it came."""
     set_headers: tuple[tuple[str, str], ...] = ()
     """Request headers to set, in order."""
+    scores: Mapping[str, float] | None = None
+    """ "ip:port" of every scored candidate to its total, where it is to be told (--emit-endpoint-scores)."""
+    model_names: tuple[str, str] | None = None
+    """(the name the model server was asked for, the name the client used): turned back in the answer. None: the same."""
+    listener: AnswerListener | None = None
+    stream: bool | None = None
+    """Whether the client asked for a stream of events; None: the request does not tell."""
+    skip_response: bool = False
+    """Nothing in the answer is of interest: the exchange is over once the request is on its way."""
 
 
 # --- actions: for the shell to perform, in order -------------------------------------------------------------
@@ -108,7 +139,10 @@ class Pick:
     headers: Mapping[str, str]
     subset: tuple[str, ...] | None
     body: bytes | None
-    """None: a request without a body."""
+    """None: a request without a body, or one that is routed before its body is seen."""
+    body_follows: bool = False
+    """The latter."""
+    origin: str | None = None
 
 
 @dataclass(slots=True)
@@ -117,15 +151,32 @@ class ReplyRequestHeaders:
 
     route: Route
     content_length: int
-    """Bytes of the body that goes on; 0: there is none, and no Content-Length is set."""
+    """Bytes of the body that goes on; 0: there is none or it is not known, and no Content-Length is set."""
+
+
+@dataclass(slots=True)
+class ContinueRequestHeaders:
+    """Let the headers wait for their body, which the data plane buffers: ReplyBufferedRequest routes them."""
 
 
 @dataclass(slots=True)
 class ReplyRequestBody:
-    """Let this chunk go on. A view into the whole body, so that sending does not copy it once more."""
+    """Let this chunk go on (FULL_DUPLEX_STREAMED). A view into the whole body, so that sending does not copy it once more."""
 
     data: bytes | memoryview
     end_of_stream: bool
+
+
+@dataclass(slots=True)
+class ReplyBufferedRequest:
+    """Let a request that the data plane buffered go on, to the route's destination (BUFFERED); its body as the route says."""
+
+    route: Route
+
+
+@dataclass(slots=True)
+class ContinueRequestBody:
+    """Let this chunk go on as it is (every mode but FULL_DUPLEX_STREAMED)."""
 
 
 @dataclass(slots=True)
@@ -140,10 +191,24 @@ class ReplyResponseHeaders:
 
 @dataclass(slots=True)
 class ReplyResponseBody:
-    """Let this chunk of the answer go on."""
+    """Let this chunk of the answer go on (FULL_DUPLEX_STREAMED)."""
 
     data: bytes | memoryview
     end_of_stream: bool
+
+
+@dataclass(slots=True)
+class ContinueResponseBody:
+    """Let this chunk of the answer go on as it is (every mode but FULL_DUPLEX_STREAMED)."""
+
+
+@dataclass(slots=True)
+class ReplaceResponseBody:
+    """Let other bytes go on in place of this chunk (every mode but FULL_DUPLEX_STREAMED)."""
+
+    data: bytes
+    whole: bool
+    """They are the whole answer, and its Content-Length changes with them."""
 
 
 @dataclass(slots=True)
@@ -160,10 +225,15 @@ class Reject:
 
 Reply = (
     ReplyRequestHeaders
+    | ContinueRequestHeaders
     | ReplyRequestBody
+    | ReplyBufferedRequest
+    | ContinueRequestBody
     | ReplyRequestTrailers
     | ReplyResponseHeaders
     | ReplyResponseBody
+    | ContinueResponseBody
+    | ReplaceResponseBody
     | ReplyResponseTrailers
     | Reject
 )

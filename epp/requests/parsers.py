@@ -68,17 +68,21 @@ class RequestParsers:
         decoded = decode(body)
         fields = decoded.fields
         shape.check(fields)
+        model, target = _models(fields, headers)
+        if target != model or "model" not in fields:
+            fields = {**fields, "model": target}
         stream, salt = fields.get("stream"), fields.get("cache_salt")
         return InferenceRequest(
             api=shape.api,
             path=path,
-            model=_model(fields, headers),
+            model=model,
             body=None if decoded.unreadable else fields,
             size_bytes=len(body),
             stream=stream is True,
             max_tokens=_max_tokens(fields, shape.max_tokens_keys),
             cache_salt=salt if isinstance(salt, str) else None,
             unreadable=decoded.unreadable,
+            target_model="" if target == decoded.fields.get("model") else target,
         )
 
     def _shape(self, path: str) -> Shape | None:
@@ -97,16 +101,15 @@ def _path(headers: Mapping[str, str]) -> str:
     return names.DEFAULT_PATH
 
 
-def _model(fields: Mapping[str, object], headers: Mapping[str, str]) -> str:
-    """The model the body names, else the one a rewrite header names (spec/protocol.md 2.3.13, step 3)."""
+def _models(fields: Mapping[str, object], headers: Mapping[str, str]) -> tuple[str, str]:
+    """The model the client names, and the one the model server is to be asked for (spec/protocol.md 2.3.13, steps 2 and 3)."""
     model = fields.get("model")
-    if isinstance(model, str) and model:
-        return model
-    if model is None or model == "":
-        for name in names.MODEL_REWRITE_HEADERS:
-            if target := headers.get(name):
-                return target
-    raise BadRequestError("model not found in request body")
+    if not isinstance(model, str | None):
+        raise BadRequestError("model not found in request body")
+    rewritten = next((target for name in names.MODEL_REWRITE_HEADERS if (target := headers.get(name))), "")
+    if not (model or rewritten):
+        raise BadRequestError("model not found in request body")
+    return model or rewritten, rewritten or model or ""
 
 
 def _max_tokens(fields: Mapping[str, object], keys: tuple[str, ...]) -> int | None:

@@ -65,11 +65,12 @@ class Tokenization:
             raise NoTokensError(Reason.OPAQUE, f"no tokens are computed for {request.path}")
         if request.body is None:
             raise NoTokensError(Reason.UNREADABLE_BODY, request.unreadable or "the body was not read")
-        is_base = request.model == self._model_name
-        if not is_base and request.model not in self._backend.lora_modules and request.model not in self._known_loras():
-            raise NoTokensError(Reason.UNKNOWN_MODEL, f"{request.model} is neither {self._model_name} nor one of its adapters")
+        model = request.served_model
+        is_base = model == self._model_name
+        if not is_base and model not in self._backend.lora_modules and model not in self._known_loras():
+            raise NoTokensError(Reason.UNKNOWN_MODEL, f"{model} is neither {self._model_name} nor one of its adapters")
         if self.failed is not None:
             raise NoTokensError(Reason.TOKENIZER_FAILED, self.failed)
         if not self._loaded:
             raise NoTokensError(Reason.TOKENIZER_LOADING, "the tokenizer is being loaded")
-        return None if is_base else request.model
+        return None if is_base else model

@@ -6,7 +6,7 @@ so a new message or field is covered the moment it exists; a new message needs a
 
 import warnings
 from collections.abc import Iterator, Mapping
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -66,7 +66,7 @@ ENUM_PEERS: Mapping[str, Any] = {
 }
 
 Plain = Any
-"""A message as a dict of the fields that are set, a duration as a timedelta, a Struct as JSON, a wrapper as its value."""
+"""A message as a dict of the fields that are set, times as those of datetime, a Struct as JSON, a wrapper as its value."""
 
 ATOMS: Mapping[int, Plain] = {
     FieldDescriptor.TYPE_BOOL: True,
@@ -117,6 +117,8 @@ def atom(field: FieldDescriptor) -> Plain:
     match type_of(field).full_name:
         case "google.protobuf.Duration":
             return timedelta(seconds=3, microseconds=250)
+        case "google.protobuf.Timestamp":
+            return datetime(2026, 1, 31, 12, 0, 0, 250, UTC)
         case "google.protobuf.Struct":
             return {"text": "v", "list": ["a", "b"], "inner": {"number": 1.5, "flag": True}}
         case "google.protobuf.UInt32Value":
@@ -152,6 +154,8 @@ def ours_atom(field: FieldDescriptor, plain: Plain) -> Any:
     match type_of(field).full_name:
         case "google.protobuf.Duration":
             message.FromTimedelta(plain)
+        case "google.protobuf.Timestamp":
+            message.FromDatetime(plain)
         case "google.protobuf.Struct":
             message.update(plain)
         case "google.protobuf.UInt32Value":
@@ -180,6 +184,8 @@ def plain_of_ours(value: Any) -> Plain:
     match value.DESCRIPTOR.full_name:
         case "google.protobuf.Duration":
             return value.ToTimedelta()  # type: ignore[attr-defined]  # a well-known type
+        case "google.protobuf.Timestamp":
+            return value.ToDatetime(UTC)  # type: ignore[attr-defined]  # a well-known type
         case "google.protobuf.Struct":
             return json_format.MessageToDict(value)
         case "google.protobuf.UInt32Value":
@@ -228,7 +234,7 @@ def from_theirs(message: Any, descriptor: Descriptor) -> Plain:
 
 
 def plain_of_theirs(value: Any, field: FieldDescriptor) -> Plain:
-    if field.type != FieldDescriptor.TYPE_MESSAGE or isinstance(value, timedelta | int):
+    if field.type != FieldDescriptor.TYPE_MESSAGE or isinstance(value, timedelta | datetime | int):
         return int(value) if field.type == FieldDescriptor.TYPE_ENUM else value
     if type_of(field).full_name == Struct.DESCRIPTOR.full_name:
         return value.to_dict()

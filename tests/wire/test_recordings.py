@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -35,7 +36,7 @@ def test_bodies_and_response_headers() -> None:
     """Envoy marks the end of a body with an empty chunk of its own."""
     assert codec.decode(RECORDED["request_body"]) == RequestBody(b"x", end_of_stream=False)
     assert codec.decode(RECORDED["request_body_end"]) == RequestBody(b"", end_of_stream=True)
-    assert codec.decode(RECORDED["response_headers"]) == ResponseHeaders(200, end_of_stream=False)
+    assert codec.decode(RECORDED["response_headers"]) == ResponseHeaders(200, end_of_stream=False, content_type="text/event-stream")
     assert codec.decode(RECORDED["response_headers_only"]) == ResponseHeaders(204, end_of_stream=True)
     assert codec.decode(RECORDED["response_body"]) == ResponseBody(b"hello", end_of_stream=False)
     assert codec.decode(RECORDED["response_body_end"]) == ResponseBody(b"", end_of_stream=True)
@@ -53,7 +54,7 @@ def test_bodies_and_response_headers() -> None:
 )
 def test_ends_of_answers(name: str, cause: EndCause, status: int, flags: tuple[str, ...], bytes_sent: int) -> None:
     """Each way an answer can end is told apart."""
-    [end] = access_log.decode(RECORDED[name]).ends
+    [end] = access_log.decode(RECORDED[name], "").ends
     assert end.decision_id.startswith("d")
     assert (end.cause, end.status, end.response_flags, end.bytes_received, end.bytes_sent) == (cause, status, flags, 1, bytes_sent)
     assert end.served is not None
@@ -66,5 +67,18 @@ def test_ends_of_answers(name: str, cause: EndCause, status: int, flags: tuple[s
 
 @pytest.mark.parametrize("name", ["access_log_rejected", "access_log_client_gone_while_picking"])
 def test_requests_that_got_no_endpoint(name: str) -> None:
-    """A request we rejected, or whose client left before we chose, ends without a decision."""
-    assert access_log.decode(RECORDED[name]) == access_log.AccessLogBatch([], 1)
+    """A request we rejected, or whose client left before we chose, ends without a decision, and with an origin."""
+    [end] = access_log.decode(RECORDED[name], "").ends
+    assert end.decision_id == ""
+    assert end.origin is not None
+    assert re.fullmatch(r"\d{19}\|127\.0\.0\.1:\d+", end.origin)
+
+
+def test_stream_and_log_entry_of_one_request_name_it_alike() -> None:
+    """A client left before Envoy had our answer: the entry carries no decision, and is matched by its origin."""
+    event = codec.decode(RECORDED["request_headers_with_attributes"])
+    assert isinstance(event, RequestHeaders)
+    [end] = access_log.decode(RECORDED["access_log_of_the_request_with_attributes"], "").ends
+    assert (end.decision_id, end.cause) == ("", EndCause.CLIENT_GONE)
+    assert end.origin is not None
+    assert end.origin == event.origin

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from epp._proto import access_log_pb2 as pb
 from epp.domain import DecisionId, EndCause, RequestEnd
 from epp.errors import ProtocolError
-from epp.extproc import access_log
+from epp.extproc import access_log, origin
 
 
-def entry(message: pb.StreamAccessLogsMessage, decision: str | None = "d-1") -> pb.HTTPAccessLogEntry:
+def entry(message: pb.StreamAccessLogsMessage, decision: str | None = "me/d-1") -> pb.HTTPAccessLogEntry:
     """A new entry of the message."""
     log_entry: pb.HTTPAccessLogEntry = message.http_logs.log_entry.add()
     if decision is not None:
@@ -24,7 +24,7 @@ def decode_one(log_entry: pb.HTTPAccessLogEntry) -> RequestEnd:
     """The end one entry tells."""
     message = pb.StreamAccessLogsMessage()
     message.http_logs.log_entry.append(log_entry)
-    [end] = access_log.decode(message.SerializeToString()).ends
+    [end] = access_log.decode(message.SerializeToString(), "me").ends
     return end
 
 
@@ -43,7 +43,7 @@ def test_everything_an_entry_tells() -> None:
     log_entry.response.response_body_bytes = 25
     log_entry.response.response_code_details = "via_upstream"
     assert decode_one(log_entry) == RequestEnd(
-        DecisionId("d-1"),
+        DecisionId("me/d-1"),
         EndCause.FINISHED,
         status=200,
         served="10.0.0.1:8000",
@@ -59,7 +59,7 @@ def test_everything_an_entry_tells() -> None:
 def test_what_an_entry_leaves_out_is_unknown() -> None:
     """A request that never reached an endpoint has no status, endpoint, times or attempts."""
     assert decode_one(entry(pb.StreamAccessLogsMessage())) == RequestEnd(
-        DecisionId("d-1"), EndCause.FINISHED, response_flags=(), bytes_received=0, bytes_sent=0
+        DecisionId("me/d-1"), EndCause.FINISHED, response_flags=(), bytes_received=0, bytes_sent=0
     )
 
 
@@ -101,17 +101,51 @@ def test_every_flag_has_a_short_form() -> None:
     assert set(pb.ResponseFlags.DESCRIPTOR.fields_by_name) == set(access_log.FLAGS)
 
 
-def test_entries_of_other_requests_are_counted() -> None:
-    """Requests we did not route are unmatched; metadata of others is not taken for ours."""
+def test_entries_that_name_no_decision() -> None:
+    """Requests we did not route end without an id; metadata of others is not taken for ours."""
     message = pb.StreamAccessLogsMessage()
     entry(message, None)
-    entry(message, None).common_properties.metadata.filter_metadata["envoy.lb"].update({"decision": "d-1"})
-    entry(message, None).common_properties.metadata.filter_metadata["epp"].update({"other": "d-1"})
+    entry(message, None).common_properties.metadata.filter_metadata["envoy.lb"].update({"decision": "me/d-1"})
+    entry(message, None).common_properties.metadata.filter_metadata["epp"].update({"other": "me/d-1"})
     entry(message, None).common_properties.metadata.filter_metadata["epp"].update({"decision": 7})
     entry(message)
-    batch = access_log.decode(message.SerializeToString())
-    assert [end.decision_id for end in batch.ends] == ["d-1"]
-    assert batch.unmatched == 4
+    batch = access_log.decode(message.SerializeToString(), "me")
+    assert [end.decision_id for end in batch.ends] == ["", "", "", "", "me/d-1"]
+    assert [end.origin for end in batch.ends] == [None] * 5
+    assert batch.others == 0
+
+
+@pytest.mark.parametrize(("address", "named"), [("10.9.9.9", "10.9.9.9:5"), ("::1", "[::1]:5")])
+def test_a_request_whose_decision_envoy_never_took_over_has_its_origin(address: str, named: str) -> None:
+    """The same string as its ext_proc stream gave, so that the decision is found."""
+    log_entry = entry(pb.StreamAccessLogsMessage(), None)
+    common = log_entry.common_properties
+    common.start_time.seconds, common.start_time.nanos = 1_795_457_249, 496_410_000
+    common.downstream_remote_address.socket_address.address = address
+    common.downstream_remote_address.socket_address.port_value = 5
+    log_entry.response.response_code_details = "downstream_remote_disconnect"
+    end = decode_one(log_entry)
+    assert (end.decision_id, end.cause) == ("", EndCause.CLIENT_GONE)
+    assert end.origin == origin.from_attributes("2026-11-23T18:07:29.49641+00:00", named)
+
+
+@pytest.mark.parametrize("other", ["you/d-1", "me/too/d-1", "m/d-1", "/d-1", "d-1"])
+def test_decisions_of_other_pickers_are_counted(other: str) -> None:
+    """Where several pickers listen to one Envoy, each entry reaches all of them."""
+    message = pb.StreamAccessLogsMessage()
+    entry(message, other)
+    entry(message, access_log.new_id("me", "d-1"))
+    batch = access_log.decode(message.SerializeToString(), "me")
+    assert [end.decision_id for end in batch.ends] == ["me/d-1"]
+    assert batch.others == 1
+
+
+def test_an_instance_may_contain_the_separator() -> None:
+    """Whatever somebody calls a picker, it finds its own."""
+    message = pb.StreamAccessLogsMessage()
+    entry(message, access_log.new_id("ns/epp-0", "d-1"))
+    assert len(access_log.decode(message.SerializeToString(), "ns/epp-0").ends) == 1
+    assert access_log.decode(message.SerializeToString(), "ns").others == 1
 
 
 @pytest.mark.parametrize("moment", [pb.DOWNSTREAM_START, pb.DOWNSTREAM_PERIODIC])
@@ -119,11 +153,11 @@ def test_entries_written_before_the_end_are_no_ends(moment: pb.AccessLogType) ->
     """An Envoy that also logs starts and progress does not close requests early."""
     message = pb.StreamAccessLogsMessage()
     entry(message).common_properties.access_log_type = moment
-    assert access_log.decode(message.SerializeToString()) == access_log.AccessLogBatch([], 0)
+    assert access_log.decode(message.SerializeToString(), "me") == access_log.AccessLogBatch([], 0)
 
 
 @given(st.binary(max_size=64))
 def test_garbage(data: bytes) -> None:
     """Any bytes are a batch or a ProtocolError."""
     with suppress(ProtocolError):
-        access_log.decode(data)
+        access_log.decode(data, "me")

@@ -12,7 +12,13 @@ from epp.errors import BadRequestError, ProtocolError, RequestError, ResourceExh
 from epp.extproc import codec
 from epp.extproc.events import (
     BodyMode,
+    ContinueRequestBody,
+    ContinueRequestHeaders,
+    ContinueResponseBody,
     Reject,
+    ReplaceResponseBody,
+    Reply,
+    ReplyBufferedRequest,
     ReplyRequestBody,
     ReplyRequestHeaders,
     ReplyRequestTrailers,
@@ -147,6 +153,35 @@ def test_messages_of_a_newer_envoy_are_named() -> None:
         codec.decode(message.SerializeToString())
 
 
+def test_a_filter_that_only_observes_is_named_with_the_remedy() -> None:
+    """observability_mode ignores every reply: nobody would ever be routed, so it is an error and no silence."""
+    message = pb.ProcessingRequest(observability_mode=True)
+    message.request_headers.SetInParent()
+    with pytest.raises(ProtocolError, match="observability_mode is on"):
+        codec.decode(message.SerializeToString())
+
+
+@pytest.mark.parametrize(
+    ("time", "address", "expected"),
+    [
+        ("2026-11-23T18:00:00.000001Z", "10.0.0.9:4711", "1795456800000001000|10.0.0.9:4711"),
+        ("2026-11-23T18:00:00.5Z", "10.0.0.9:4711", "1795456800500000000|10.0.0.9:4711"),
+        ("2026-11-23T18:00:00Z", "[::1]:4711", "1795456800000000000|[::1]:4711"),
+        ("", "10.0.0.9:4711", None),
+        ("2026-11-23T18:00:00Z", "", None),
+        ("yesterday", "10.0.0.9:4711", None),
+    ],
+)
+def test_origin(time: str, address: str, expected: str | None) -> None:
+    """What the filter's request_attributes say of a request's beginning, to the microsecond; anything unexpected is no origin."""
+    message = pb.ProcessingRequest()
+    message.request_headers.SetInParent()
+    message.attributes["envoy.filters.http.ext_proc"].update({"request.time": time, "source.address": address})
+    event = codec.decode(message.SerializeToString())
+    assert isinstance(event, RequestHeaders)
+    assert event.origin == expected
+
+
 @given(st.binary(max_size=64))
 def test_garbage(data: bytes) -> None:
     """Any bytes are an event or a ProtocolError."""
@@ -202,6 +237,50 @@ def test_response_headers_reply() -> None:
     assert (option.header.key, option.header.raw_value) == ("x-went-into-resp-headers", b"true")
     assert not message.response_headers.response.clear_route_cache
     assert not message.HasField("dynamic_metadata")
+
+
+def test_scores_stand_beside_the_destination() -> None:
+    """--emit-endpoint-scores: every scored candidate, as llm-d tells them (spec/protocol.md 1.2 #4)."""
+    route = Route("10.0.0.1:8000", DecisionId("d-1"), scores={"10.0.0.1:8000": 2.5, "10.0.0.2:8000": 0.0})
+    message = pb.ProcessingResponse.FromString(codec.encode(ReplyRequestHeaders(route, 0)))
+    fields = message.dynamic_metadata.fields["envoy.lb"].struct_value
+    assert fields["x-gateway-destination-endpoint"] == "10.0.0.1:8000"
+    scores = fields.fields["x-gateway-destination-endpoint-scores"].struct_value.fields
+    assert {endpoint: score.number_value for endpoint, score in scores.items()} == {"10.0.0.1:8000": 2.5, "10.0.0.2:8000": 0.0}
+
+
+@pytest.mark.parametrize(("body", "length"), [(None, []), (b"other", [("Content-Length", b"5")])])
+def test_a_buffered_request_is_routed_by_the_reply_to_its_body(body: bytes | None, length: list[tuple[str, bytes]]) -> None:
+    """Destination, metadata and route cache as in a header reply; Content-Length only with a body of ours, which it must fit."""
+    message = pb.ProcessingResponse.FromString(codec.encode(ReplyBufferedRequest(Route("10.0.0.1:8000", DecisionId("d-1"), body))))
+    response = message.request_body.response
+    assert response.clear_route_cache
+    assert [(o.header.key, o.header.raw_value) for o in response.header_mutation.set_headers] == [
+        ("x-gateway-destination-endpoint", b"10.0.0.1:8000"),
+        *length,
+    ]
+    assert response.body_mutation.WhichOneof("mutation") == (None if body is None else "body")
+    assert response.body_mutation.body == (body or b"")
+    assert set(message.dynamic_metadata.fields) == {"envoy.lb", "epp"}
+
+
+@pytest.mark.parametrize(
+    ("reply", "kind"),
+    [(ContinueRequestHeaders(), "request_headers"), (ContinueRequestBody(), "request_body"), (ContinueResponseBody(), "response_body")],
+)
+def test_empty_replies(reply: Reply, kind: str) -> None:
+    """A message that goes on as it is gets a reply of its kind and nothing else."""
+    message = pb.ProcessingResponse.FromString(codec.encode(reply))
+    assert message.WhichOneof("response") == kind
+    assert not getattr(message, kind).HasField("response")
+
+
+@pytest.mark.parametrize(("whole", "length"), [(True, [("Content-Length", b"3")]), (False, [])])
+def test_a_replaced_answer(*, whole: bool, length: list[tuple[str, bytes]]) -> None:
+    """Other bytes outside of full duplex; only a whole answer has a length to correct."""
+    response = pb.ProcessingResponse.FromString(codec.encode(ReplaceResponseBody(b"abc", whole))).response_body.response
+    assert response.body_mutation.body == b"abc"
+    assert [(o.header.key, o.header.raw_value) for o in response.header_mutation.set_headers] == length
 
 
 def test_trailer_replies() -> None:

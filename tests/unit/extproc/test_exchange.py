@@ -12,9 +12,13 @@ from epp.errors import BadRequestError, InternalError, PayloadTooLargeError, Pro
 from epp.extproc.events import (
     Action,
     BodyMode,
+    ContinueRequestBody,
+    ContinueRequestHeaders,
+    ContinueResponseBody,
     Event,
     Pick,
     Reject,
+    ReplyBufferedRequest,
     ReplyRequestBody,
     ReplyRequestHeaders,
     ReplyRequestTrailers,
@@ -43,6 +47,15 @@ SH_END = ResponseHeaders(200, end_of_stream=True)
 SB = ResponseBody(b"xyz", end_of_stream=False)
 SB_END = ResponseBody(b"", end_of_stream=True)
 ST = ResponseTrailers()
+SH_JSON = ResponseHeaders(200, end_of_stream=False, content_type="application/json")
+SH_EVENTS = ResponseHeaders(200, end_of_stream=False, content_type="text/event-stream")
+DUPLEX = BodyMode.FULL_DUPLEX_STREAMED
+AT_THE_HEADERS = (BodyMode.STREAMED, BodyMode.NONE, BodyMode.BUFFERED_PARTIAL)
+
+
+def headers(request: BodyMode, response: BodyMode | None = None, *, end_of_stream: bool = False) -> RequestHeaders:
+    """The first message of a stream whose filter is configured like this."""
+    return RequestHeaders(HEADERS, end_of_stream, request_body_mode=request, response_body_mode=response)
 
 
 def run(*events: Event, max_body: int = 1000, route: Route = ROUTE) -> list[Action]:
@@ -82,8 +95,8 @@ SEQUENCES: dict[str, tuple[list[Event], list[Action]]] = {
         [RH, RequestBody(b"", end_of_stream=True)],
         [*picked(b""), ReplyRequestBody(b"", end_of_stream=True)],
     ),
-    "S6 and S7 answers go on chunk by chunk": (
-        [RH_END, SH, SB, SB, SB_END],
+    "S6 events go on one by one": (
+        [RH_END, SH_EVENTS, SB, SB, SB_END],
         [
             *picked(None),
             ReplyResponseHeaders(),
@@ -92,10 +105,23 @@ SEQUENCES: dict[str, tuple[list[Event], list[Action]]] = {
             ReplyResponseBody(b"", end_of_stream=True),
         ],
     ),
-    "S8 an answer with trailers": (
-        [RH_END, SH, SB, ST],
-        [*picked(None), ReplyResponseHeaders(), ReplyResponseBody(b"xyz", end_of_stream=False), ReplyResponseTrailers()],
+    "S7 a JSON answer is sent as one": (
+        [RH_END, SH_JSON, SB, SB, SB_END],
+        [*picked(None), ReplyResponseHeaders(), ReplyResponseBody(b"xyzxyz", end_of_stream=True)],
     ),
+    "S8 an answer in one piece, with trailers": (
+        [RH_END, SH_JSON, SB, SB, ST],
+        [*picked(None), ReplyResponseHeaders(), ReplyResponseBody(b"xyzxyz", end_of_stream=False), ReplyResponseTrailers()],
+    ),
+    "S9 a stream of messages, with trailers": (
+        [RH_END, SH, SB, SB, ST],
+        [*picked(None), ReplyResponseHeaders(), *[ReplyResponseBody(b"xyz", end_of_stream=False)] * 2, ReplyResponseTrailers()],
+    ),
+    "a JSON answer without a byte, with trailers": (
+        [RH_END, SH_JSON, ST],
+        [*picked(None), ReplyResponseHeaders(), ReplyResponseTrailers()],
+    ),
+    "the request is kept from us": ([SH, SB_END], [ReplyResponseHeaders(), ReplyResponseBody(b"", end_of_stream=True)]),
     "S15 the last chunk delivered twice": (
         [RH, RB_END, RB_END, SH, RB_END, SB_END, RB_END],
         [
@@ -190,21 +216,142 @@ def test_a_body_over_the_limit_is_refused_before_its_end() -> None:
     )
 
 
-@pytest.mark.parametrize("mode", [mode for mode in BodyMode if mode is not BodyMode.FULL_DUPLEX_STREAMED])
-def test_body_modes_we_cannot_serve_are_named_with_the_remedy(mode: BodyMode) -> None:
-    """A filter configured for another body mode gets an error at once instead of a request that hangs."""
-    with pytest.raises(ProtocolError, match=rf"request_body_mode is {mode.name}: set it to FULL_DUPLEX_STREAMED"):
-        run(RequestHeaders(HEADERS, end_of_stream=False, request_body_mode=mode))
-    assert run(RequestHeaders(HEADERS, end_of_stream=True, request_body_mode=mode)) == picked(None)
+# What a filter in one of the other request body modes sends and gets.
+MODES: dict[str, tuple[list[Event], list[Action]]] = {
+    "BUFFERED": (
+        [headers(BodyMode.BUFFERED), RB_END, SH],
+        [ContinueRequestHeaders(), Pick(HEADERS, None, b"de"), ReplyBufferedRequest(ROUTE), ReplyResponseHeaders()],
+    ),
+    "BUFFERED, with trailers": (
+        [headers(BodyMode.BUFFERED), RB, RT, SH],
+        [
+            ContinueRequestHeaders(),
+            Pick(HEADERS, None, b"abc"),
+            ReplyBufferedRequest(ROUTE),
+            ReplyRequestTrailers(),
+            ReplyResponseHeaders(),
+        ],
+    ),
+    "BUFFERED, over Envoy's own limit: Envoy answers": (
+        [headers(BodyMode.BUFFERED), SH, SB_END],
+        [ContinueRequestHeaders(), ReplyResponseHeaders(), ReplyResponseBody(b"", end_of_stream=True)],
+    ),
+    "the whole request goes on after the answer began": (
+        [headers(BodyMode.STREAMED), SH, RB, RB_END, SB_END],
+        [
+            Pick(HEADERS, None, None, body_follows=True),
+            ReplyRequestHeaders(ROUTE, 0),
+            ReplyResponseHeaders(),
+            ContinueRequestBody(),
+            ContinueRequestBody(),
+            ReplyResponseBody(b"", end_of_stream=True),
+        ],
+    ),
+    **{
+        f"{mode.name}, with trailers": (
+            [headers(mode), RB, RB, RT, SH],
+            [
+                Pick(HEADERS, None, None, body_follows=True),
+                ReplyRequestHeaders(ROUTE, 0),
+                ContinueRequestBody(),
+                ContinueRequestBody(),
+                ReplyRequestTrailers(),
+                ReplyResponseHeaders(),
+            ],
+        )
+        for mode in AT_THE_HEADERS
+    },
+    **{
+        f"{mode.name}, a GET": ([headers(mode, end_of_stream=True), SH], [*picked(None), ReplyResponseHeaders()])
+        for mode in BodyMode
+        if mode is not BodyMode.GRPC
+    },
+}
 
 
-def test_response_body_modes() -> None:
-    """Answers may be kept from us or streamed in full duplex; anything else is refused with the remedy."""
-    duplex = BodyMode.FULL_DUPLEX_STREAMED
-    for served in (None, BodyMode.NONE, duplex):
-        assert run(RequestHeaders(HEADERS, end_of_stream=True, request_body_mode=duplex, response_body_mode=served)) == picked(None)
-    with pytest.raises(ProtocolError, match="response_body_mode is BUFFERED: set it to NONE, or to FULL_DUPLEX_STREAMED"):
-        run(RequestHeaders(HEADERS, end_of_stream=True, request_body_mode=duplex, response_body_mode=BodyMode.BUFFERED))
+@pytest.mark.parametrize("name", MODES)
+def test_request_body_modes(name: str) -> None:
+    """BUFFERED picks on the body, the other modes at the headers; every message gets the one reply its mode demands (D15)."""
+    events, actions = MODES[name]
+    assert run(*events) == actions
+
+
+def test_messages_that_overtake_a_pick_at_the_headers_are_answered_after_it() -> None:
+    """A filter that does not wait for the header reply still gets its replies in order."""
+    exchange = Exchange(1000)
+    for event in (headers(BodyMode.STREAMED), RB, RT):
+        exchange.receive(event)
+    assert exchange.resolve(ROUTE) == [ReplyRequestHeaders(ROUTE, 0), ContinueRequestBody(), ReplyRequestTrailers()]
+
+
+def test_a_buffered_request_without_a_body_but_with_trailers_is_refused() -> None:
+    """Its headers went on without a destination: an answer of ours is better than Envoy's 503 for no reason."""
+    [_, reject] = run(headers(BodyMode.BUFFERED), RT)
+    assert isinstance(reject, Reject)
+    assert reject.error.http_status == 400
+
+
+def test_a_buffered_body_over_the_limit_is_refused() -> None:
+    """413 in BUFFERED too."""
+    [_, reject] = run(headers(BodyMode.BUFFERED), RequestBody(bytes(1001), end_of_stream=True))
+    assert isinstance(reject, Reject)
+    assert isinstance(reject.error, PayloadTooLargeError)
+
+
+@pytest.mark.parametrize("mode", [BodyMode.STREAMED, BodyMode.BUFFERED, BodyMode.BUFFERED_PARTIAL])
+def test_response_body_modes(mode: BodyMode) -> None:
+    """Each message of an answer gets one empty reply where the filter does not stream in full duplex."""
+    replies = run(headers(DUPLEX, mode, end_of_stream=True), SH_JSON, SB, SB_END)[2:]
+    assert replies == [ReplyResponseHeaders(), ContinueResponseBody(), ContinueResponseBody()]
+
+
+@pytest.mark.parametrize("first", [headers(BodyMode.GRPC), headers(DUPLEX, BodyMode.GRPC), ResponseHeaders(200, False, "", BodyMode.GRPC)])
+def test_the_body_mode_we_do_not_speak_is_named_with_the_remedy(first: Event) -> None:
+    """A filter configured for it gets an error at once instead of a request that hangs."""
+    with pytest.raises(ProtocolError, match=r"_body_mode is GRPC, which epp does not speak: set it to FULL_DUPLEX_STREAMED"):
+        run(first)
+
+
+def test_an_exchange_whose_answer_nobody_needs_is_over() -> None:
+    """S14: the stream can end as soon as the request is on its way."""
+    route = Route("10.0.0.1:8000", DecisionId("d1"), skip_response=True)
+    exchange = Exchange(1000)
+    exchange.receive(RH)
+    assert not exchange.over
+    exchange.receive(RB_END)
+    assert not exchange.over
+    exchange.resolve(route)
+    assert exchange.over
+
+
+@pytest.mark.parametrize(
+    ("events", "sent"),
+    [([], 0), ([RH], 1), ([RH_END], 1), ([RH_END, SH], 1), ([RH_END, SH, SB], 1), ([RH_END, SH_END], 0), ([RH_END, SH, SB_END], 0)],
+)
+def test_a_request_under_way_can_be_ended(events: list[Event], sent: int) -> None:
+    """S13: an immediate response at any time before the answer is complete, and nothing after it."""
+    exchange = Exchange(1000)
+    for event in events:
+        if any(isinstance(action, Pick) for action in exchange.receive(event)):
+            exchange.resolve(ROUTE)
+    error = InternalError("evicted")
+    assert exchange.interrupt(error) == [Reject(error)] * sent
+    assert exchange.interrupt(error) == []
+    if sent:
+        assert exchange.receive(SB) == []
+        assert exchange.release() == []
+
+
+def test_what_is_held_of_an_answer_can_be_let_go() -> None:
+    """A stream that is ended on drain first gives back what it holds; no byte is lost."""
+    exchange = Exchange(1000)
+    exchange.receive(RH_END)
+    exchange.resolve(ROUTE)
+    assert exchange.release() == []
+    exchange.receive(SH_JSON)
+    assert exchange.receive(SB) == []
+    assert exchange.release() == [ReplyResponseBody(b"xyz", end_of_stream=False)]
+    assert exchange.release() == []
 
 
 @pytest.mark.parametrize(
@@ -265,9 +412,12 @@ def test_answering_a_pick_twice_is_a_bug() -> None:
 
 # Written down a second time, so that a row of the table cannot be lost without notice.
 LEGAL: dict[State, tuple[Event, ...]] = {
-    State.EXPECT_REQUEST_HEADERS: (RH,),
+    State.EXPECT_REQUEST_HEADERS: (RH, SH),
     State.READING_REQUEST_BODY: (RB, RT, SH),
+    State.EXPECT_BUFFERED_BODY: (RB, RT, SH),
     State.PICKING: (RB, SH),
+    State.PICKING_BEFORE_BODY: (RB, RT, SH),
+    State.PASSING_REQUEST: (RB, RT, SH, SB, ST),
     State.EXPECT_RESPONSE_HEADERS: (RB, SH, SB, ST),
     State.READING_RESPONSE_BODY: (RB, RT, SB, ST),
     State.RESPONSE_COMPLETE: (RB, RT, SB),
@@ -277,7 +427,10 @@ LEGAL: dict[State, tuple[Event, ...]] = {
 WAYS: dict[State, tuple[Event, ...]] = {
     State.EXPECT_REQUEST_HEADERS: (),
     State.READING_REQUEST_BODY: (RH,),
+    State.EXPECT_BUFFERED_BODY: (headers(BodyMode.BUFFERED),),
     State.PICKING: (RH_END,),
+    State.PICKING_BEFORE_BODY: (headers(BodyMode.NONE),),
+    State.PASSING_REQUEST: (headers(BodyMode.STREAMED),),
     State.EXPECT_RESPONSE_HEADERS: (RH_END,),
     State.READING_RESPONSE_BODY: (RH_END, SH),
     State.RESPONSE_COMPLETE: (RH_END, SH_END),
@@ -295,7 +448,7 @@ def in_state(state: State) -> Exchange:
             break
         if picks and state is State.REJECTED:
             exchange.reject(BadRequestError("no"))
-        elif picks and event is RH_END and state is not State.PICKING:
+        elif any(isinstance(action, Pick) for action in picks) and state not in (State.PICKING, State.PICKING_BEFORE_BODY):
             exchange.resolve(ROUTE)
     assert exchange.state is state
     return exchange
@@ -335,20 +488,25 @@ def test_chunk_borders_mean_nothing(size: int, cuts: list[int], *, marked: bool)
 
 
 bodies = st.binary(max_size=8)
+modes = st.none() | st.sampled_from(BodyMode)
 events = st.one_of(
-    st.builds(RequestHeaders, st.just(HEADERS), st.booleans()),
+    st.builds(RequestHeaders, st.just(HEADERS), st.booleans(), request_body_mode=modes, response_body_mode=modes),
     st.builds(RequestBody, bodies, st.booleans()),
     st.just(RT),
-    st.builds(ResponseHeaders, st.just(200), st.booleans()),
+    st.builds(ResponseHeaders, st.just(200), st.booleans(), st.sampled_from(["application/json", "text/event-stream", ""])),
     st.builds(ResponseBody, bodies, st.booleans()),
     st.just(ST),
 )
 PHASES: dict[type[Action], tuple[str, int]] = {
     ReplyRequestHeaders: ("request", 0),
+    ContinueRequestHeaders: ("request", 0),
     ReplyRequestBody: ("request", 1),
+    ReplyBufferedRequest: ("request", 1),
+    ContinueRequestBody: ("request", 1),
     ReplyRequestTrailers: ("request", 2),
     ReplyResponseHeaders: ("response", 0),
     ReplyResponseBody: ("response", 1),
+    ContinueResponseBody: ("response", 1),
     ReplyResponseTrailers: ("response", 2),
 }
 
