@@ -6,7 +6,7 @@ mutable arguments beyond the call, except that a Decision is never changed after
 
 from collections.abc import Sequence
 
-from epp.domain import Decision, EndpointId, InferenceRequest, RequestEnd, TokenizedRequest
+from epp.domain import Decision, Endpoint, EndpointId, InferenceRequest, RequestEnd, TokenizedRequest
 from epp.errors import RequestError
 
 
@@ -26,8 +26,15 @@ class Reporter:
     def ended(self, decision: Decision, end: RequestEnd) -> None:
         """An answer ended; at most once per decision."""
 
+    def chunks_came(self, decision: Decision, gaps_s: Sequence[float]) -> None:
+        """Seconds between successive chunks of a streamed answer, where answers go through ext_proc; in batches of hundreds, before `ended`."""
+
     def unmatched_end(self, reason: str) -> None:
-        """An access-log entry that belongs to no open decision: "unknown_decision" or "no_decision"."""
+        """An access-log entry that closes nothing.
+
+        "unknown_decision": of an earlier life of this picker, or closed before. "no_decision": of a request this picker did not
+        route, or refused. "other_instance": routed by another picker.
+        """
 
     # --- ext_proc streams ------------------------------------------------------------------------------------
     def stream_opened(self) -> None:
@@ -36,15 +43,31 @@ class Reporter:
     def stream_closed(self, grpc_code: str, seconds: float) -> None:
         """It ended with this gRPC status name after this time."""
 
+    def request_processed(self, seconds: float) -> None:
+        """The request phase of a stream is answered, this long after its first message. Once per stream that picks."""
+
+    def response_processed(self, seconds: float) -> None:
+        """A stream that showed us an answer is over; the sum of the time spent on the answer's messages."""
+
     def plugin_failed(self, plugin: str, error: Exception) -> None:
         """A plugin raised. A producer, scorer or hook was left out; a filter, picker or profile handler ends the request with 500.
 
         Called every time: a reporter that logs does so once for each plugin and type of error.
         """
 
+    # --- the certificate of the gRPC port --------------------------------------------------------------------
+    def certificate_loaded(self, expires_at: float) -> None:
+        """A certificate is in use, valid until this Unix time in seconds."""
+
+    def certificate_reload_failed(self) -> None:
+        """The certificate's files changed to something that cannot be used; the one in use stays."""
+
     # --- knowledge -------------------------------------------------------------------------------------------
     def endpoints_changed(self, count: int) -> None:
         """The pool now has this many endpoints."""
+
+    def pool_load(self, endpoints: Sequence[Endpoint]) -> None:
+        """The endpoints whose metrics are fresh; every few seconds."""
 
     def endpoint_removed(self, endpoint: EndpointId) -> None:
         """The endpoint has gone: forget what is kept about it, such as its series. Nothing more is reported of it after this."""
@@ -93,6 +116,10 @@ class Reporters(Reporter):
         for reporter in self._reporters:
             reporter.ended(decision, end)
 
+    def chunks_came(self, decision: Decision, gaps_s: Sequence[float]) -> None:
+        for reporter in self._reporters:
+            reporter.chunks_came(decision, gaps_s)
+
     def unmatched_end(self, reason: str) -> None:
         for reporter in self._reporters:
             reporter.unmatched_end(reason)
@@ -105,13 +132,33 @@ class Reporters(Reporter):
         for reporter in self._reporters:
             reporter.stream_closed(grpc_code, seconds)
 
+    def request_processed(self, seconds: float) -> None:
+        for reporter in self._reporters:
+            reporter.request_processed(seconds)
+
+    def response_processed(self, seconds: float) -> None:
+        for reporter in self._reporters:
+            reporter.response_processed(seconds)
+
     def plugin_failed(self, plugin: str, error: Exception) -> None:
         for reporter in self._reporters:
             reporter.plugin_failed(plugin, error)
 
+    def certificate_loaded(self, expires_at: float) -> None:
+        for reporter in self._reporters:
+            reporter.certificate_loaded(expires_at)
+
+    def certificate_reload_failed(self) -> None:
+        for reporter in self._reporters:
+            reporter.certificate_reload_failed()
+
     def endpoints_changed(self, count: int) -> None:
         for reporter in self._reporters:
             reporter.endpoints_changed(count)
+
+    def pool_load(self, endpoints: Sequence[Endpoint]) -> None:
+        for reporter in self._reporters:
+            reporter.pool_load(endpoints)
 
     def endpoint_removed(self, endpoint: EndpointId) -> None:
         for reporter in self._reporters:

@@ -15,8 +15,10 @@ A decision:
      "duration_s":0.00012}
 An end:
     {"event":"end", "time":..., "id":"...", "cause":"finished", "status":200, "served":"10.0.0.1:8000", "duration_s":1.2,
-     "first_upstream_byte_s":0.02, "attempts":1, "response_flags":[], "bytes_received":512, "bytes_sent":2048}
-Fields may be added. Scores, weights and candidates are those of the primary profile.
+     "first_upstream_byte_s":0.02, "attempts":1, "response_flags":[], "bytes_received":512, "bytes_sent":2048,
+     "first_chunk_s":0.21, "last_chunk_s":1.19,      null where answers do not go through ext_proc; so is the next
+     "usage":{"prompt_tokens":118, "completion_tokens":40, "total_tokens":158, "cached_tokens":96}}
+What a client chose (model, request_id) is cut after MAX_QUOTED characters. Fields may be added. Scores, weights and candidates are those of the primary profile.
 
 `DecisionLog` is a reporter and owns its file. Lines are gathered and written when there are 64 KiB, a quarter of a second
 after the first while `run` runs, and on `close`. A disk that is full ends the log with one error line, not the picker.
@@ -34,6 +36,9 @@ from epp.errors import ConfigError
 from epp.reporter import Reporter
 
 logger = logging.getLogger(__name__)
+
+# Longer than any model's name or request id; without a limit a client could fill the disk with one header.
+MAX_QUOTED = 256
 
 FLUSH_BYTES = 64 << 10
 FLUSH_INTERVAL_S = 0.25
@@ -80,6 +85,9 @@ class DecisionLog(Reporter):
                 "response_flags": end.response_flags,
                 "bytes_received": end.bytes_received,
                 "bytes_sent": end.bytes_sent,
+                "first_chunk_s": end.first_chunk_s,
+                "last_chunk_s": end.last_chunk_s,
+                "usage": end.usage,
             }
         )
 
@@ -115,8 +123,8 @@ def _decision_record(decision: Decision) -> dict[str, object]:
     request, tokens, primary = decision.request, decision.tokens, decision.primary
     return {
         "id": decision.id,
-        "request_id": decision.request_id,
-        "model": request.model if request is not None else None,
+        "request_id": decision.request_id[:MAX_QUOTED],
+        "model": request.model[:MAX_QUOTED] if request is not None else None,
         "api": request.api.value if request is not None else None,
         "endpoint": decision.endpoint.id,
         "destination": decision.destination,

@@ -1,4 +1,4 @@
-"""The log: few lines, each worth reading. `LogReporter` turns what happens into lines, `configure_logging` gives them a form.
+"""The log: few lines, each worth reading. `LogReporter` turns what happens into lines, `log_format` gives them a form.
 
 A state is logged when it changes; what repeats is logged the first time and then each time its count reaches a power of
 ten. So no client and no broken pod can flood the log, and nothing is silent. Runs on the event loop; a line costs about
@@ -6,8 +6,6 @@ ten. So no client and no broken pod can flood the log, and nothing is silent. Ru
 """
 
 import logging
-import sys
-import time
 
 from epp.domain import Decision, EndCause, EndpointId, InferenceRequest, RequestEnd, TokenizedRequest, TokenState
 from epp.errors import RequestError
@@ -83,7 +81,7 @@ class LogReporter(Reporter):
 
     def decided(self, decision: Decision) -> None:
         if logger.isEnabledFor(logging.DEBUG):
-            logger.debug("request %s goes to %s (%s)", decision.request_id, decision.endpoint.id, decision.destination)
+            logger.debug("request %s goes to %s (%s)", _quoted(decision.request_id), decision.endpoint.id, decision.destination)
 
     def rejected(self, request: InferenceRequest | None, error: RequestError) -> None:
         model = _quoted(request.model) if request is not None else ""
@@ -95,8 +93,10 @@ class LogReporter(Reporter):
         if end.cause is EndCause.UPSTREAM_FAILED and (count := self._ends.due("failed", decision.endpoint.id)):
             flags = ",".join(end.response_flags)
             logger.warning("endpoint %s failed a request: status %s, flags %s%s", decision.endpoint.id, end.status, flags, _so_far(count))
-        elif end.cause is EndCause.AGED_OUT and (count := self._ends.due("aged out")):
-            logger.warning("nobody told the end of request %s; is Envoy's access log configured?%s", decision.request_id, _so_far(count))
+        elif end.cause is EndCause.AGED_OUT and decision.request is not None and (count := self._ends.due("aged out")):
+            logger.warning(
+                "nobody told the end of request %s; is Envoy's access log configured?%s", _quoted(decision.request_id), _so_far(count)
+            )
 
     def unmatched_end(self, reason: str) -> None:
         if count := self._unmatched.due(reason):
@@ -145,26 +145,3 @@ class LogReporter(Reporter):
     def kv_event_error(self, endpoint: EndpointId, reason: str) -> None:
         if count := self._event_errors.due(endpoint, reason):
             logger.warning("KV events of %s: an event was left out: %s%s", endpoint, reason, _so_far(count))
-
-
-class _LineFormatter(logging.Formatter):
-    """`2026-01-31T12:00:00.123Z WARNING epp: text`; UTC. What a client sent cannot begin a line of its own."""
-
-    def __init__(self) -> None:
-        super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
-
-    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802  # logging's name
-        return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(record.created))}.{int(record.msecs):03d}Z"
-
-    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # logging's name
-        return super().formatMessage(record).replace("\r", "\\r").replace("\n", "\\n")
-
-
-def configure_logging(verbosity: int) -> None:
-    """Log to stderr: 0 and 1 warnings, 2 and 3 what happens, 4 and more every decision (llm-d's -v). Replaces earlier handlers."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_LineFormatter())
-    root = logging.getLogger()
-    root.handlers[:] = [handler]
-    root.setLevel(logging.WARNING)
-    logger.setLevel(logging.WARNING if verbosity < 2 else logging.INFO if verbosity < 4 else logging.DEBUG)

@@ -1,108 +1,65 @@
-"""What Prometheus is told: llm-d's request families under both their names (spec/protocol.md 6.1-6.3), and ours (`epp_...`).
+"""What Prometheus is told: llm-d's families under both their names (spec/protocol.md 6.1-6.3, 6.6), and ours (`epp_...`).
 
-`PrometheusReporter` is a reporter over one CollectorRegistry; `serve` puts a registry on a port. Only families that this
-picker has data for are there. A request costs about ten updates of series whose children are resolved once per model and
+`PrometheusReporter` is a reporter over one CollectorRegistry; `serve` puts a registry on a port. The request families are
+in request_metrics.py. Only families that this picker has data for are there. A request costs about ten updates of series whose children are resolved once per model and
 endpoint. The series of an endpoint end with it, so `endpoint_removed` must be the last that is reported about one.
 """
 
+import os
+import ssl
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TypeVar, cast
 from wsgiref.simple_server import WSGIServer
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.metrics import MetricWrapperBase
 
-from epp.domain import Decision, EndCause, EndpointId, InferenceRequest, RequestEnd, TokenizedRequest, TokenState
+from epp.domain import Decision, EndCause, Endpoint, EndpointId, InferenceRequest, RequestEnd, TokenizedRequest, TokenState
 from epp.errors import ConfigError, InternalError, RequestError, ResourceExhaustedError, ServiceUnavailableError
 from epp.observability.families import Families, LabelLimit, Twin
+from epp.observability.pool_metrics import PoolMetrics
+from epp.observability.request_metrics import RequestMetrics
 from epp.reporter import Reporter
 
 _M = TypeVar("_M", bound=MetricWrapperBase)
 
-# Bucket sets B1, B2, B3 and B6 of spec/protocol.md 6; 32778 is llm-d's own spelling of 32768, and dashboards select by it.
-DURATION_BUCKETS: Sequence[float] = (
-    0.005, 0.025, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1, 1.25, 1.5, 2, 3, 4, 5, 6, 8, 10, 15, 20, 30, 45, 60, 120, 180, 240, 300, 360, 480,
-    600, 900, 1200, 1800, 2700, 3600,
-)  # fmt: skip
-REQUEST_SIZE_BUCKETS: Sequence[float] = tuple(float(64 << k) for k in range(25))
-RESPONSE_SIZE_BUCKETS: Sequence[float] = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32778, 65536)
+# Bucket set B6 of spec/protocol.md 6, and the one of 6.6.
 SCHEDULER_BUCKETS: Sequence[float] = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
-
-MODEL_LABELS = ("model_name", "target_model_name")
-REQUEST_LABELS = (*MODEL_LABELS, "fairness_id", "priority")
-# Values of the last two until flows and objectives exist: what llm-d gives a request that names neither.
-NO_FLOW = ("default-flow", "0")
-
-# error_code of an answer that the model server, not the picker, made an error.
-MODEL_SERVER_ERROR = "ModelServerError"
-
-
-@dataclass(slots=True)
-class _ModelSeries:
-    """The children a request of one model updates."""
-
-    total: Counter
-    running: Gauge
-    request_size: Histogram
-    response_size: Histogram
-    duration: Histogram
+STREAM_BUCKETS: Sequence[float] = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10, 30, 60, 120, 300, 600)
 
 
 class PrometheusReporter(Reporter):
     """Counts. Runs on the event loop; the registry may be read from any thread."""
 
-    def __init__(self, registry: CollectorRegistry, *, pool_name: str, build_ref: str, commit: str = "unknown") -> None:
+    def __init__(
+        self, registry: CollectorRegistry, *, pool_name: str, build_ref: str, commit: str = "unknown", grpc_stream_metrics: bool = False
+    ) -> None:
+        """`grpc_stream_metrics`: count the ext_proc streams too (--enable-grpc-stream-metrics)."""
         families = Families(registry)
         self._models = LabelLimit()
-        self._by_model: dict[str, _ModelSeries] = {}
+        self._requests = RequestMetrics(families, self._models)
+        self._streams = _StreamMetrics(families) if grpc_stream_metrics else None
         self._by_endpoint: dict[EndpointId, dict[tuple[MetricWrapperBase, tuple[str, ...]], MetricWrapperBase]] = {}
         self._stream_states: dict[tuple[EndpointId, int], str] = {}
-        self._make_request_families(families)
         self._make_scheduler_families(families)
         self._make_families_of_ours(families)
         ready = families.gauge(
             "llm_d_epp_ready_endpoints", "Endpoints in the pool.", ["name"], twin=Twin("inference_pool_ready_pods", ["name"])
         )
         self._ready = ready.labels(pool_name)
+        self._pool = PoolMetrics(families, pool_name)
+        self._certificate_expiry = families.gauge(
+            "epp_tls_cert_expiry_seconds", "Unix time at which the certificate of the gRPC port expires."
+        )
+        self._certificate_failures = families.counter(
+            "epp_tls_cert_reload_failures_total", "Changes of the certificate's files that could not be used."
+        )
         info = families.gauge(
             "llm_d_epp_info", "Build of this picker; always 1.", ["commit", "build_ref"],
             twin=Twin("inference_extension_info", ["commit", "build_ref"]),
         )  # fmt: skip
         info.labels(commit, build_ref).set(1)
-
-    def _make_request_families(self, families: Families) -> None:
-        def old(name: str, *more: str) -> Twin:
-            return Twin(f"inference_objective_{name}", (*MODEL_LABELS, *more))
-
-        self._total = families.counter(
-            "llm_d_epp_request_total", "Requests an endpoint was chosen for.", REQUEST_LABELS, twin=old("request", "priority")
-        )
-        self._errors = families.counter(
-            "llm_d_epp_request_error_total",
-            "Requests that ended in an error, of this picker or of a model server.",
-            (*REQUEST_LABELS, "error_code"),
-            twin=old("request_error", "error_code"),
-        )
-        self._duration = families.histogram(
-            "llm_d_epp_request_duration_seconds", "From the request's arrival at Envoy to the end of its answer.", REQUEST_LABELS,
-            buckets=DURATION_BUCKETS, twin=old("request_duration_seconds"),
-        )  # fmt: skip
-        self._request_size = families.histogram(
-            "llm_d_epp_request_size_bytes", "Size of request bodies.", REQUEST_LABELS,
-            buckets=REQUEST_SIZE_BUCKETS, twin=old("request_sizes"),
-        )  # fmt: skip
-        self._response_size = families.histogram(
-            "llm_d_epp_response_size_bytes", "Size of answers.", REQUEST_LABELS,
-            buckets=RESPONSE_SIZE_BUCKETS, twin=old("response_sizes"),
-        )  # fmt: skip
-        self._running = families.gauge(
-            "llm_d_epp_request_running",
-            "Requests whose answer has not ended.",
-            REQUEST_LABELS,
-            twin=Twin("inference_objective_running_requests", ["model_name"]),
-        )
 
     def _make_scheduler_families(self, families: Families) -> None:
         self._scheduling = families.histogram(
@@ -132,6 +89,10 @@ class PrometheusReporter(Reporter):
         self._unmatched = counter(
             "epp_unmatched_access_log_entries_total", "Access-log entries that belong to no open decision.", ["reason"]
         )
+        self._retried = counter("epp_retried_requests_total", "Requests the data plane sent to endpoints more than once.")
+        self._elsewhere = counter("epp_requests_served_elsewhere_total", "Requests served by another endpoint than the first one chosen.")
+        ends = counter("epp_answers_ended_total", "Answers whose end was told, or given up waiting for.", ["cause"])
+        self._end_causes = {cause: ends.labels(cause.value) for cause in EndCause}
         self._plugin_errors = counter("epp_plugin_errors_total", "Exceptions of plugins.", ["plugin"])
         self._scrape_errors = counter("epp_scrape_errors_total", "Scrapes of /metrics that failed.", ["endpoint", "reason"])
         self._missing = counter("epp_scrape_missing_metrics_total", "Metrics an endpoint's page lacks.", ["endpoint", "metric"])
@@ -152,39 +113,50 @@ class PrometheusReporter(Reporter):
         request = decision.request
         if request is None:
             return
-        model = self._models.admit(request.model)
-        series = self._of_model(model)
-        series.total.inc()
-        series.request_size.observe(request.size_bytes)
-        if model:
-            series.running.inc()
+        series = self._requests.decided(request)
         self._scheduling.observe(decision.duration_s)
         endpoint = decision.endpoint
         namespace, _, name = endpoint.id.partition("/")
-        self._of_endpoint(endpoint.id, self._attempts, ("success", model, name, namespace, str(endpoint.port))).inc()
+        where = ("success", series.target, name, namespace, str(endpoint.port))
+        self._of_endpoint(endpoint.id, self._attempts, where).inc()
 
     def rejected(self, request: InferenceRequest | None, error: RequestError) -> None:
-        model = self._models.admit(request.model) if request is not None else ""
-        self._errors.labels(model, model, *NO_FLOW, error.code).inc()
+        self._requests.rejected(request, error)
         if request is not None and isinstance(error, ServiceUnavailableError | ResourceExhaustedError | InternalError):
-            self._attempts.labels("failure", model, "", "", "").inc()
+            self._attempts.labels("failure", self._requests.of(request).target, "", "", "").inc()
+
+    def chunks_came(self, decision: Decision, gaps_s: Sequence[float]) -> None:
+        if decision.request is not None:
+            self._requests.chunks_came(decision.request, gaps_s)
 
     def ended(self, decision: Decision, end: RequestEnd) -> None:
         if decision.request is None:
             return
-        model = self._models.admit(decision.request.model)
-        series = self._of_model(model)
-        if model:
-            series.running.dec()
-        if end.duration_s is not None:
-            series.duration.observe(end.duration_s)
-        if end.bytes_sent is not None:
-            series.response_size.observe(end.bytes_sent)
-        if end.cause is EndCause.UPSTREAM_FAILED or (end.status is not None and end.status >= 400):
-            self._errors.labels(model, model, *NO_FLOW, MODEL_SERVER_ERROR).inc()
+        self._requests.ended(decision.request, end)
+        self._end_causes[end.cause].inc()
+        if end.attempts is not None and end.attempts > 1:
+            self._retried.inc()
+        if end.served is not None and end.served != decision.endpoint.host_port:
+            self._elsewhere.inc()
 
     def unmatched_end(self, reason: str) -> None:
         self._unmatched.labels(reason).inc()
+
+    # --- ext_proc streams ---------------------------------------------------------------------------------------
+
+    def stream_opened(self) -> None:
+        if self._streams is not None:
+            self._streams.opened()
+
+    def stream_closed(self, grpc_code: str, seconds: float) -> None:
+        if self._streams is not None:
+            self._streams.closed(grpc_code, seconds)
+
+    def request_processed(self, seconds: float) -> None:
+        self._requests.request_processed(seconds)
+
+    def response_processed(self, seconds: float) -> None:
+        self._requests.response_processed(seconds)
 
     def plugin_failed(self, plugin: str, error: Exception) -> None:
         self._plugin_errors.labels(plugin).inc()
@@ -194,7 +166,17 @@ class PrometheusReporter(Reporter):
     def endpoints_changed(self, count: int) -> None:
         self._ready.set(count)
 
+    def pool_load(self, endpoints: Sequence[Endpoint]) -> None:
+        self._pool.observe(endpoints)
+
+    def certificate_loaded(self, expires_at: float) -> None:
+        self._certificate_expiry.set(expires_at)
+
+    def certificate_reload_failed(self) -> None:
+        self._certificate_failures.inc()
+
     def endpoint_removed(self, endpoint: EndpointId) -> None:
+        self._pool.forget(endpoint)
         for metric, labels in self._by_endpoint.pop(endpoint, {}):
             metric.remove(*labels)
         for key in [key for key in self._stream_states if key[0] == endpoint]:
@@ -226,19 +208,6 @@ class PrometheusReporter(Reporter):
 
     # --- children, resolved once --------------------------------------------------------------------------------
 
-    def _of_model(self, model: str) -> _ModelSeries:
-        series = self._by_model.get(model)
-        if series is None:
-            labels = (model, model, *NO_FLOW)
-            series = self._by_model[model] = _ModelSeries(
-                total=self._total.labels(*labels),
-                running=self._running.labels(*labels),
-                request_size=self._request_size.labels(*labels),
-                response_size=self._response_size.labels(*labels),
-                duration=self._duration.labels(*labels),
-            )
-        return series
-
     def _of_endpoint(self, endpoint: EndpointId, metric: _M, labels: tuple[str, ...]) -> _M:
         """The child with these labels, remembered so that it goes when the endpoint goes."""
         children = self._by_endpoint.setdefault(endpoint, {})
@@ -246,6 +215,29 @@ class PrometheusReporter(Reporter):
         if child is None:
             child = children[metric, labels] = metric.labels(*labels)
         return cast("_M", child)
+
+
+class _StreamMetrics:
+    """The ext_proc streams themselves (spec/protocol.md 6.6); no data plane needs to be asked."""
+
+    def __init__(self, families: Families) -> None:
+        self._inflight = families.gauge("llm_d_epp_extproc_streams_inflight", "ext_proc streams that are open.")
+        self._duration = families.histogram("llm_d_epp_extproc_stream_duration_seconds", "How long they were.", buckets=STREAM_BUCKETS)
+        self._total = families.counter("llm_d_epp_extproc_streams_total", "ext_proc streams that ended.", ["code"])
+
+    def opened(self) -> None:
+        self._inflight.inc()
+
+    def closed(self, grpc_code: str, seconds: float) -> None:
+        self._inflight.dec()
+        self._duration.observe(seconds)
+        self._total.labels(_go_name(grpc_code)).inc()
+
+
+def _go_name(grpc_code: str) -> str:
+    """A gRPC status as Go spells it, and alerts on llm-d's metrics with it: INVALID_ARGUMENT is InvalidArgument."""
+    special = {"OK": "OK", "CANCELLED": "Canceled"}
+    return special.get(grpc_code) or "".join(word.capitalize() for word in grpc_code.split("_"))
 
 
 class MetricsServer:
@@ -267,10 +259,26 @@ class MetricsServer:
         self._thread.join()
 
 
-def serve(registry: CollectorRegistry, port: int, host: str = "0.0.0.0") -> MetricsServer:  # noqa: S104  # Prometheus asks from outside
-    """Serve the registry over HTTP. Raises ConfigError where the port cannot be had."""
+def serve(
+    registry: CollectorRegistry,
+    port: int,
+    host: str = "0.0.0.0",  # noqa: S104  # Prometheus asks from outside
+    *,
+    cert_dir: str = "",
+    client_ca: str = "",
+) -> MetricsServer:
+    """Serve the registry over HTTP, or over TLS to clients of `client_ca` where `cert_dir` has tls.crt and tls.key.
+
+    Raises ConfigError where the port or a file cannot be had.
+    """
+    certificate, key = (f"{cert_dir}/tls.crt", f"{cert_dir}/tls.key") if cert_dir else (None, None)
+    for path in (certificate, key, client_ca or None):
+        if path is not None and not os.access(path, os.R_OK):
+            raise ConfigError(f"--metrics-cert-dir, --metrics-client-ca-file: {path}: cannot be read")
     try:
-        server, thread = start_http_server(port, host, registry)
+        server, thread = start_http_server(port, host, registry, certificate, key, client_ca or None, client_auth_required=bool(cert_dir))
+    except ssl.SSLError as error:
+        raise ConfigError(f"--metrics-cert-dir={cert_dir}: not a usable certificate, key and CA: {error.reason}") from None
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise ConfigError(f"--metrics-port: cannot listen on {host}:{port}: {reason}; give a free port, or 0 for any") from None

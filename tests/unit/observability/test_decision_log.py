@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from epp.domain import Decision, EndCause, RequestEnd
+from epp.domain import Decision, EndCause, RequestEnd, Usage
 from epp.errors import ConfigError
-from epp.observability.decision_log import DecisionLog
+from epp.observability.decision_log import MAX_QUOTED, DecisionLog
 
 Decide = Callable[..., Decision]
 
@@ -64,8 +64,35 @@ def test_a_decision_and_its_end(tmp_path: Path, decide: Decide) -> None:
             "response_flags": [],
             "bytes_received": None,
             "bytes_sent": None,
+            "first_chunk_s": None,
+            "last_chunk_s": None,
+            "usage": None,
         },
     ]
+
+
+def test_usage_is_told_where_the_answer_came_by(tmp_path: Path, decide: Decide) -> None:
+    """With the names engines give it."""
+    path = tmp_path / "decisions.jsonl"
+    log = DecisionLog(path, wall_clock=lambda: 0.0)
+    decision = decide()
+    log.ended(decision, RequestEnd(decision.id, EndCause.FINISHED, first_chunk_s=0.5, last_chunk_s=2.0, usage=Usage(7, 2, 9)))
+    log.close()
+    (record,) = records(path)
+    assert (record["first_chunk_s"], record["last_chunk_s"]) == (0.5, 2.0)
+    assert record["usage"] == {"prompt_tokens": 7, "completion_tokens": 2, "total_tokens": 9, "cached_tokens": None}
+
+
+def test_what_a_client_made_up_is_cut(tmp_path: Path, decide: Decide) -> None:
+    """A model name or request id of any length does not fill the disk."""
+    path = tmp_path / "decisions.jsonl"
+    log = DecisionLog(path, wall_clock=lambda: 0.0)
+    decision = decide("m" * 100_000)
+    decision.request_id = "r" * 60_000
+    log.decided(decision)
+    log.close()
+    (record,) = records(path)
+    assert (record["model"], record["request_id"]) == ("m" * MAX_QUOTED, "r" * MAX_QUOTED)
 
 
 def test_a_request_without_a_body(tmp_path: Path, decide: Decide) -> None:

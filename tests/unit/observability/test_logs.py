@@ -108,10 +108,17 @@ def test_an_answer_that_failed_names_the_endpoint(lines: Lines, decide: Decide) 
     assert "access log" in aged
 
 
+def test_a_get_whose_end_nobody_told_is_no_news(lines: Lines, decide: Decide) -> None:
+    """It was no load, and a gateway need not tell of it."""
+    decision = decide(body=False)
+    LogReporter().ended(decision, RequestEnd(decision.id, EndCause.AGED_OUT))
+    assert lines() == []
+
+
 SCRIPT = """
 import logging
-from epp.observability.logs import configure_logging
-configure_logging({verbosity})
+from epp.observability.log_format import LogSettings, configure_logging
+configure_logging(LogSettings({verbosity}))
 for level in (logging.DEBUG, logging.INFO, logging.WARNING):
     logging.getLogger("epp.x").log(level, "first\\nsecond")
 logging.getLogger("other").info("chatter")

@@ -1,0 +1,241 @@
+"""The director: leads one request from its body to an endpoint, and from the end of its answer back to the books.
+
+Order of steps: parse, candidates, tokens, decide (spec/plugins.md 10.3). Only finding the tokens may wait; from there
+to the endpoint being chosen and counted against there is no await, so a burst of requests cannot herd on stale load
+(architecture decision 4). Everything that does I/O, tells the time or throws dice is injected.
+
+What is open and when it is over is kept in `open_decisions`. All methods run on the event loop.
+"""
+
+import logging
+import random
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Final
+
+from epp import names
+from epp.datastore import Snapshot
+from epp.domain import (
+    Api,
+    Decision,
+    DecisionId,
+    Endpoint,
+    InferenceRequest,
+    ProfileResult,
+    RequestEnd,
+    StreamClosed,
+    TokenizedRequest,
+    TokenState,
+)
+from epp.errors import InternalError, RequestError, ServiceUnavailableError
+from epp.extproc import access_log
+from epp.extproc.events import Route
+from epp.picking.answer_seen import AnswerSeen
+from epp.picking.open_decisions import OpenDecision, OpenDecisions
+from epp.reporter import Reporter
+from epp.requests.rewrite import with_model
+from epp.scheduling.interfaces import Cycle
+from epp.scheduling.scheduler import Scheduler
+
+logger = logging.getLogger(__name__)
+
+HEADER_ONLY_PROFILE: Final = "header-only"
+
+# Why a request has no tokens that is routed before its body comes; a label value of epp_requests_without_tokens_total.
+BODY_NOT_SENT: Final = "body_not_sent"
+
+
+class Director:
+    """Answers "which endpoint?" for one pool."""
+
+    def __init__(
+        self,
+        *,
+        parse: Callable[[Mapping[str, str], bytes], InferenceRequest],
+        tokenize: Callable[[InferenceRequest], Awaitable[TokenizedRequest]] | None,
+        snapshot: Callable[[], Snapshot],
+        scheduler: Scheduler,
+        reporter: Reporter,
+        now: Callable[[], float],
+        rng: random.Random,
+        new_id: Callable[[], str],
+        instance: str = "",
+        honour_subset: bool = True,
+        emit_scores: bool = False,
+    ) -> None:
+        """`tokenize` None: nothing in the configuration reads tokens. `now` gives monotonic seconds, `new_id` unique strings.
+
+        `instance` tells this picker from others that get the same access log. `honour_subset` False: choose among all
+        endpoints whatever the data plane lists (--disable-endpoint-subset-filter). `emit_scores`: routes tell the total of
+        each scored candidate (--emit-endpoint-scores).
+        """
+        self._parse = parse
+        self._tokenize = tokenize
+        self._snapshot = snapshot
+        self._scheduler = scheduler
+        self._reporter = reporter
+        self._now = now
+        self._rng = rng
+        self._new_id = new_id
+        self._instance = instance
+        self._honour_subset = honour_subset
+        self._emit_scores = emit_scores
+        self._open = OpenDecisions(now, self._close)
+
+    @property
+    def open_decisions(self) -> int:
+        """Decisions whose answer is not known to have ended."""
+        return len(self._open)
+
+    async def pick(
+        self,
+        headers: Mapping[str, str],
+        subset: Sequence[str] | None,
+        body: bytes | None,
+        *,
+        body_follows: bool = False,
+        origin: str | None = None,
+    ) -> Route:
+        """The endpoint for one request; `body` is None for a request without one, and for one whose body follows later.
+
+        Raises RequestError where the request ends here (spec/protocol.md 1.5.1).
+        """
+        since = self._now()
+        request: InferenceRequest | None = None
+        forwarded: bytes | None = None
+        try:
+            if body is None and not body_follows:
+                decision = self._pick_without_body(headers, subset)
+            else:
+                request = _unread(headers) if body is None else self._parse(headers, body)
+                if body is not None and request.target_model:
+                    forwarded = with_model(body, request.target_model)
+                    request.size_bytes = len(forwarded)
+                self._candidates(subset)  # an empty pool answers before anything is tokenized
+                tokens = await self._tokens(request, body)
+                decision = self._decide(request, tokens, headers, subset)
+        except RequestError as error:
+            self._reporter.rejected(request, error)
+            raise
+        except Exception as bug:
+            logger.exception("picking failed: this is a bug in epp")
+            failure = InternalError("picking failed")
+            self._reporter.rejected(request, failure)
+            raise failure from bug
+        answer = self._opened(decision, since, origin)
+        self._reporter.decided(decision)
+        return self._route(decision, forwarded, answer, headers)
+
+    async def _tokens(self, request: InferenceRequest, body: bytes | None) -> TokenizedRequest | None:
+        """None: nobody reads them."""
+        if body is None:
+            tokens = TokenizedRequest(TokenState.ABSENT, reason=BODY_NOT_SENT)
+        elif self._tokenize is None:
+            return None
+        else:
+            tokens = await self._tokenize(request)
+        self._reporter.tokenized(request, tokens)
+        return tokens
+
+    def _decide(
+        self, request: InferenceRequest, tokens: TokenizedRequest | None, headers: Mapping[str, str], subset: Sequence[str] | None
+    ) -> Decision:
+        started = self._now()
+        cycle = Cycle(request, tokens, self._candidates(subset), started, self._rng)
+        decision = self._scheduler.schedule(
+            cycle,
+            decision_id=self._new_decision_id(),
+            request_id=headers.get(names.REQUEST_ID) or self._new_id(),
+        )
+        decision.duration_s = self._now() - started
+        return decision
+
+    def _pick_without_body(self, headers: Mapping[str, str], subset: Sequence[str] | None) -> Decision:
+        """A GET says nothing to route by: any candidate will do (spec/protocol.md 2.3.3, with the subset honoured: D7)."""
+        if not self._snapshot().endpoints:
+            raise InternalError("no pods available in datastore")
+        candidates = self._candidates(subset)
+        chosen = ProfileResult(HEADER_ONLY_PROFILE, candidates, [], [], [self._rng.choice(candidates)])
+        return Decision(
+            self._new_decision_id(),
+            headers.get(names.REQUEST_ID) or self._new_id(),
+            chosen,
+            {HEADER_ONLY_PROFILE: chosen},
+            request=None,
+            tokens=None,
+            scheduled=candidates,
+            decided_at=self._now(),
+        )
+
+    def _candidates(self, subset: Sequence[str] | None) -> Sequence[Endpoint]:
+        """All endpoints, or those the data plane lists as "ip:port" or "ip" (spec/protocol.md 1.2, D6); never empty."""
+        endpoints: Sequence[Endpoint] = self._snapshot().endpoints
+        if subset is not None and self._honour_subset:
+            wanted = frozenset(subset)
+            endpoints = [e for e in endpoints if e.host_port in wanted or e.address in wanted or f"[{e.address}]" in wanted]
+        if not endpoints:
+            raise ServiceUnavailableError(
+                "failed to find endpoint candidates for serving the request", dropped_reason="rejected-no-endpoints"
+            )
+        return endpoints
+
+    def _new_decision_id(self) -> DecisionId:
+        return access_log.new_id(self._instance, self._new_id())
+
+    def _opened(self, decision: Decision, since: float, origin: str | None) -> AnswerSeen:
+        """From here on the decision is in the books."""
+        answer = AnswerSeen(decision, self._reporter, self._now, since)
+        self._open.add(OpenDecision(decision, answer, since, origin))
+        return answer
+
+    def _route(self, decision: Decision, body: bytes | None, answer: AnswerSeen, headers: Mapping[str, str]) -> Route:
+        request = decision.request
+        return Route(
+            decision.destination,
+            decision.id,
+            body=body,
+            set_headers=() if headers.get(names.REQUEST_ID) else ((names.REQUEST_ID, decision.request_id),),
+            scores=_totals(decision.primary) if self._emit_scores else None,
+            model_names=_names(request),
+            listener=answer,
+            stream=None if request is None or request.body is None else request.stream,
+        )
+
+    def ended(self, end: RequestEnd) -> None:
+        """Envoy's access log told the end of an answer."""
+        if not self._open.ended(end):
+            self._reporter.unmatched_end("unknown_decision" if end.decision_id else "no_decision")
+
+    def unmatched(self, reason: str) -> None:
+        """An access-log entry that is none of ours."""
+        self._reporter.unmatched_end(reason)
+
+    def stream_closed(self, decision_id: DecisionId, closed: StreamClosed) -> None:
+        """The ext_proc stream that made this decision is over."""
+        self._open.stream_closed(decision_id, closed)
+
+    def expire(self) -> int:
+        """Close decisions whose end nobody will tell; returns how many. For the housekeeping, about once a second."""
+        return self._open.expire()
+
+    def _close(self, decision: Decision, end: RequestEnd) -> None:
+        if decision.request is not None:
+            self._scheduler.ended(decision, end)
+        self._reporter.ended(decision, end)
+
+
+def _unread(headers: Mapping[str, str]) -> InferenceRequest:
+    """What is known of a request before its body: routed by load alone."""
+    path = headers.get(names.PATH_HEADERS[0], names.DEFAULT_PATH)
+    return InferenceRequest(Api.OPAQUE, path.partition("?")[0], "", None, size_bytes=0)
+
+
+def _totals(result: ProfileResult) -> Mapping[str, float] | None:
+    """Of every candidate that was scored; None: none was."""
+    return {endpoint.host_port: total for endpoint, total in zip(result.candidates, result.totals, strict=False)} or None
+
+
+def _names(request: InferenceRequest | None) -> tuple[str, str] | None:
+    """The model name in the answer and the one the client expects there, where they differ."""
+    if request is None or request.target_model in ("", request.model):
+        return None
+    return request.target_model, request.model
