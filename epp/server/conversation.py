@@ -1,12 +1,13 @@
 """Drives one Exchange: reads messages, asks the director, writes replies. Knows no transport: it is given `read` and `write`.
 
-One call of `converse` per ext_proc stream, run by the transport in the stream's own task. It may be cancelled at any
+One Conversation per ext_proc stream, run by the transport in the stream's own task. It may be cancelled at any
 await; whatever ends it, the director hears of the end of the stream exactly once for the decision it made on it.
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 
-from epp.domain import DecisionId
+from epp.domain import DecisionId, StreamClosed
 from epp.errors import EppError, RequestError
 from epp.extproc import codec
 from epp.extproc.events import Action, Pick, Reject, Reply
@@ -25,38 +26,107 @@ class StreamGoneError(EppError):
     """The peer reset the stream or the connection: nobody is left to answer."""
 
 
-async def converse(read: Read, write: Write, *, director: RequestDirector, reporter: Reporter, max_body: int) -> None:
-    """Serve one stream; returns where it is to end with OK.
+class Conversation:
+    """One exchange and the decision made in it. `run` it once; `finish` it at any time."""
 
-    Raises ProtocolError where the peer broke the protocol, StreamGoneError where it left. Any other exception is a bug.
-    """
-    conversation = _Conversation(write, director, reporter, Exchange(max_body))
-    try:
-        # The messages stay in no variable here: the next read may last as long as the answer.
-        while await conversation.handle(await read()):
-            pass
-    finally:
-        conversation.close()
+    __slots__ = (
+        "_answering_s",
+        "_began",
+        "_decision_id",
+        "_director",
+        "_exchange",
+        "_finishing",
+        "_logged",
+        "_now",
+        "_read",
+        "_reading",
+        "_reporter",
+        "_routed",
+        "_task",
+        "_write",
+    )
 
-
-class _Conversation:
-    """One exchange and the decision made in it."""
-
-    __slots__ = ("_decision_id", "_director", "_exchange", "_reporter", "_routed", "_write")
-
-    def __init__(self, write: Write, director: RequestDirector, reporter: Reporter, exchange: Exchange) -> None:
+    def __init__(
+        self,
+        read: Read,
+        write: Write,
+        *,
+        director: RequestDirector,
+        reporter: Reporter,
+        max_body: int,
+        now: Callable[[], float],
+        logged: Callable[[], bool],
+    ) -> None:
+        """`now` gives monotonic seconds; `logged` says whether this data plane has an access-log stream open to us."""
+        self._read = read
         self._write = write
         self._director = director
         self._reporter = reporter
-        self._exchange = exchange
+        self._now = now
+        self._logged = logged
+        self._exchange = Exchange(max_body)
         self._decision_id: DecisionId | None = None
         self._routed = False
+        self._finishing = False
+        self._reading = False
+        self._began: float | None = None
+        self._answering_s = 0.0
+        self._task: asyncio.Task[object] | None = None
 
-    async def handle(self, data: bytes | None) -> bool:
+    async def run(self) -> None:
+        """Serve the stream; returns where it is to end with OK.
+
+        Raises ProtocolError where the peer broke the protocol, StreamGoneError where it left. Any other exception is a bug.
+        """
+        self._task = asyncio.current_task()
+        try:
+            while await self._step():
+                pass
+        except asyncio.CancelledError:
+            if not self._interrupted_by_finish():
+                raise
+            await self._let_go()
+        finally:
+            self._task = None
+            self._close()
+
+    def finish(self) -> None:
+        """End the stream with OK as soon as its request is on its way: what is left of the answer passes unprocessed.
+
+        For draining: a stream that ends with OK harms no answer (spec/protocol.md 10.1). A request phase goes on to its end.
+        """
+        self._finishing = True
+        if self._routed and self._reading and self._task is not None:
+            self._task.cancel()
+
+    async def _step(self) -> bool:
         """Handle one message; False: the stream is over."""
+        if self._finishing and self._routed:
+            await self._let_go()
+            return False
+        # The message stays in no variable here: the next read may last as long as the answer.
+        self._reading = True
+        try:
+            data = await self._read()
+        finally:
+            self._reading = False
         if data is None:
             return False
-        return await self._perform(self._exchange.receive(codec.decode(data)))
+        began = self._now()
+        if self._began is None:
+            self._began = began
+        actions = self._exchange.receive(codec.decode(data))
+        del data
+        goes_on = await self._perform(actions)
+        if self._exchange.response_seen:
+            self._answering_s += self._now() - began
+        return goes_on
+
+    def _interrupted_by_finish(self) -> bool:
+        return self._finishing and self._routed and self._task is not None and self._task.uncancel() == 0
+
+    async def _let_go(self) -> None:
+        await self._send(self._exchange.release())
 
     async def _perform(self, actions: Sequence[Action]) -> bool:
         for action in actions:
@@ -64,7 +134,9 @@ class _Conversation:
                 replies = await self._pick(action)
                 goes_on = await self._send(replies)
                 self._routed = bool(replies)
-                return goes_on
+                if self._began is not None:
+                    self._reporter.request_processed(self._now() - self._began)
+                return goes_on and not self._exchange.over
             if isinstance(action, Reject):
                 # The exchange refused the request itself, before the director heard of it.
                 self._reporter.rejected(None, action.error)
@@ -74,7 +146,7 @@ class _Conversation:
 
     async def _pick(self, pick: Pick) -> list[Reply]:
         try:
-            route = await self._director.pick(pick.headers, pick.subset, pick.body)
+            route = await self._director.pick(pick.headers, pick.subset, pick.body, body_follows=pick.body_follows, origin=pick.origin)
         except RequestError as error:
             return self._exchange.reject(error)
         self._decision_id = route.decision_id
@@ -87,12 +159,13 @@ class _Conversation:
                 return False
         return True
 
-    def close(self) -> None:
+    def _close(self) -> None:
         """The stream is over."""
         if self._decision_id is not None:
+            exchange = self._exchange
+            if exchange.response_seen:
+                self._reporter.response_processed(self._answering_s)
             self._director.stream_closed(
                 self._decision_id,
-                routed=self._routed,
-                response_seen=self._exchange.response_seen,
-                response_complete=self._exchange.response_complete,
+                StreamClosed(self._routed, exchange.response_seen, exchange.response_complete, self._logged(), exchange.bodies_sent),
             )

@@ -1,34 +1,24 @@
-"""The conservative transport: a grpc.aio server for ext_proc, Envoy's access log and health.
+"""The conservative transport: the service on a grpc.aio server.
 
-Owns the ports and one task per stream (grpc makes them); decides nothing. Handlers are generic and exchange bytes, so
-that protobuf stays in the codecs. Everything runs on one event loop; `start` and `stop` are for the composition root.
-
-How a stream ends (gRPC status): OK when the peer has no more to say or was sent an immediate response; INVALID_ARGUMENT
-when it broke the protocol; INTERNAL on a bug of ours, logged with the number of the stream; and nothing is sent to a
-peer that left.
+Owns the ports and one task per call (grpc makes them); decides nothing. Handlers are generic and exchange bytes, so that
+protobuf stays in the codecs; every method is registered as a stream of messages each way, which on the wire is the same.
+Everything runs on one event loop; `start` and `stop` are for the composition root.
 """
 
 import asyncio
-import itertools
-import logging
-import os
-import socket
-from collections.abc import Awaitable
+from collections.abc import Mapping
 from functools import partial
 from typing import NoReturn, Protocol
+from urllib.parse import unquote
 
 import grpc
 import grpc.aio
 
-from epp import names
-from epp.errors import ConfigError, ProtocolError
-from epp.extproc import access_log
-from epp.reporter import Reporter
-from epp.server import health as health_service
-from epp.server.conversation import StreamGoneError, converse
-from epp.server.interfaces import Health, RequestDirector
-
-logger = logging.getLogger(__name__)
+from epp.server import ports
+from epp.server.conversation import StreamGoneError
+from epp.server.limits import Limits
+from epp.server.service import Handler, Service
+from epp.server.status import GIVEN_UP, Ending, Status
 
 
 class _Context(Protocol):
@@ -37,56 +27,46 @@ class _Context(Protocol):
     async def read(self) -> object: ...
     async def write(self, message: bytes) -> None: ...
     async def abort(self, code: grpc.StatusCode, details: str) -> NoReturn: ...
+    def peer(self) -> str: ...
+    def time_remaining(self) -> float | None: ...
+
+
+class _Details(Protocol):
+    """What is used of grpc.HandlerCallDetails."""
+
+    method: str
 
 
 class GrpcServer:
-    """Serves on one port, and health on a second one if asked to."""
+    """Serves on one port, and health in plaintext on a second one if asked to."""
 
     def __init__(
         self,
-        director: RequestDirector,
-        health: Health,
-        reporter: Reporter,
+        service: Service,
         *,
         host: str,
         port: int,
         health_port: int | None,
-        max_body: int,
         max_recv_message_bytes: int,
+        tls: grpc.ServerCredentials | None = None,
+        limits: Limits | None = None,
     ) -> None:
-        """Port 0 takes a free one; after `start`, `port` and `health_port` are the bound ones. Sizes are in bytes."""
-        self._director = director
-        self._health = health
-        self._reporter = reporter
+        """Port 0 takes a free one; after `start`, `port` and `health_port` are the bound ones. Of `limits` it takes what grpc has."""
+        self._service = service
         self._host = host
         self.port = port
         self.health_port = health_port
-        self._max_body = max_body
         self._max_recv_message_bytes = max_recv_message_bytes
+        self._tls = tls
+        self._limits = limits or Limits()
         self._servers: list[grpc.aio.Server] = []
-        self._stream_numbers = itertools.count(1)
-        self._last_warning = ""
-        self.access_loggers = 0
-        """Access-log streams that are open now."""
 
     async def start(self) -> None:
         """Listen and serve. Raises ConfigError where a port cannot be had; then nothing listens."""
-        main = grpc.aio.server(
-            options=(
-                ("grpc.max_receive_message_length", self._max_recv_message_bytes),
-                ("grpc.max_send_message_length", -1),
-                *_SERVER_OPTIONS,
-            )
-        )
-        main.add_generic_rpc_handlers((*self._data_plane_handlers(), self._health_handler()))
-        self._servers = [main]
         try:
-            self.port = _bind(main, self._host, self.port, "--grpc-port")
+            self.port = self._listen(self._service.methods, self.port, "--grpc-port", self._tls)
             if self.health_port is not None:
-                probes = grpc.aio.server(options=_SERVER_OPTIONS)
-                probes.add_generic_rpc_handlers((self._health_handler(),))
-                self._servers.append(probes)
-                self.health_port = _bind(probes, self._host, self.health_port, "--grpc-health-port")
+                self.health_port = self._listen(self._service.health_methods, self.health_port, "--grpc-health-port", None)
             for server in self._servers:
                 await server.start()
         except BaseException:
@@ -94,138 +74,101 @@ class GrpcServer:
             raise
 
     async def stop(self, grace_s: float) -> None:
-        """Take no new streams at once, end the open ones after `grace_s` seconds at the latest."""
+        """Take no new calls, let the open ones end for at most `grace_s` seconds (answers end with OK at once), then end them.
+
+        grpc refuses calls that were under way when its GOAWAY went out; the data plane sees UNAVAILABLE.
+        """
         servers, self._servers = self._servers, []
-        await asyncio.gather(*(server.stop(grace_s) for server in servers))
+        stopping = [asyncio.create_task(server.stop(grace_s)) for server in servers]
+        self._service.finish_answers()
+        await asyncio.gather(*stopping)
 
-    def _data_plane_handlers(self) -> tuple[grpc.GenericRpcHandler, ...]:
-        return (
-            grpc.method_handlers_generic_handler(names.EXT_PROC_SERVICE, {"Process": grpc.stream_stream_rpc_method_handler(self._process)}),
-            grpc.method_handlers_generic_handler(
-                names.ACCESS_LOG_SERVICE, {"StreamAccessLogs": grpc.stream_unary_rpc_method_handler(self._stream_access_logs)}
-            ),
-        )
-
-    def _health_handler(self) -> grpc.GenericRpcHandler:
-        return grpc.method_handlers_generic_handler(
-            health_service.SERVICE,
-            {
-                "Check": grpc.unary_unary_rpc_method_handler(self._check),
-                "List": grpc.unary_unary_rpc_method_handler(self._list),
-            },
-        )
-
-    # --- handlers: grpc passes an iterator or a request, and the context --------------------------------------
-
-    async def _process(self, _requests: object, context: _Context) -> None:
-        """ExternalProcessor/Process."""
-        loop = asyncio.get_running_loop()
-        started, code, details = loop.time(), grpc.StatusCode.CANCELLED, ""
-        self._reporter.stream_opened()
+    def _listen(self, methods: Mapping[str, Handler], port: int, flag: str, tls: grpc.ServerCredentials | None) -> int:
+        """Add a server; the bound port. grpc tells no reason when it fails, so the port is tried first in a way that does."""
+        server = grpc.aio.server(options=_options(self._limits, self._max_recv_message_bytes))
+        server.add_generic_rpc_handlers((_Router(methods),))
+        self._servers.append(server)
+        address = ports.authority(self._host, port)
+        ports.listen(self._host, port, flag).close()
         try:
-            code, details = await self._outcome(
-                "ext_proc",
-                converse(
-                    partial(_read, context),
-                    partial(_write, context),
-                    director=self._director,
-                    reporter=self._reporter,
-                    max_body=self._max_body,
-                ),
-            )
-        finally:
-            self._reporter.stream_closed(code.name, loop.time() - started)
-        if code in _TOLD:
-            await context.abort(code, details)
+            bound: int = server.add_secure_port(address, tls) if tls else server.add_insecure_port(address)
+        except RuntimeError as error:
+            raise ports.unavailable(self._host, port, flag, "the port is taken") from error
+        return bound
 
-    async def _stream_access_logs(self, _requests: object, context: _Context) -> bytes:
-        """AccessLogService/StreamAccessLogs; a StreamAccessLogsResponse is an empty message."""
-        self.access_loggers += 1
+
+class _Router(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no types
+    """Finds the handler of a path; grpc answers UNIMPLEMENTED where there is none."""
+
+    def __init__(self, methods: Mapping[str, Handler]) -> None:
+        self._handlers = {path: grpc.stream_stream_rpc_method_handler(partial(_serve, handler)) for path, handler in methods.items()}
+
+    def service(self, handler_call_details: _Details) -> grpc.RpcMethodHandler | None:
+        return self._handlers.get(handler_call_details.method)
+
+
+async def _serve(handler: Handler, _requests: object, context: _Context) -> None:
+    ending = await handler(_Call(context))
+    # A peer that left is told nothing.
+    if ending.status not in (Status.OK, Status.CANCELLED):
+        await context.abort(_CODES[ending.status], ending.details)
+
+
+_CODES = {status: grpc.StatusCode[status.name] for status in Status}
+
+
+class _Call:
+    """One call as the service sees it."""
+
+    __slots__ = ("_context",)
+
+    def __init__(self, context: _Context) -> None:
+        self._context = context
+
+    @property
+    def host(self) -> str:
+        """grpc writes "ipv4:10.0.0.1:5000" and "ipv6:%5Bfd00::1%5D:5000"."""
+        family, _, address = unquote(self._context.peer()).partition(":")
+        return address.rpartition(":")[0].strip("[]").removeprefix("::ffff:") if family in ("ipv4", "ipv6") else ""
+
+    @property
+    def interruption(self) -> Ending:
+        remaining = self._context.time_remaining()
+        return GIVEN_UP if remaining is None or remaining > 0 else Ending(Status.DEADLINE_EXCEEDED)
+
+    async def read(self) -> bytes | None:
         try:
-            code, details = await self._outcome("access log", self._take_access_log(context))
-        finally:
-            self.access_loggers -= 1
-        if code in _TOLD:
-            await context.abort(code, details)
-        return b""
+            message = await self._context.read()
+        except grpc.aio.BaseError as error:
+            raise StreamGoneError(str(error)) from error
+        return message if isinstance(message, bytes) else None  # grpc.aio.EOF
 
-    async def _check(self, request: bytes, context: _Context) -> bytes:
-        """Health/Check."""
+    async def write(self, message: bytes) -> None:
         try:
-            return health_service.check(self._health, request)
-        except ProtocolError as error:
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
-
-    async def _list(self, _request: bytes, _context: _Context) -> bytes:
-        """Health/List."""
-        return health_service.list_services(self._health)
-
-    # --- steps ----------------------------------------------------------------------------------------------
-
-    async def _outcome(self, kind: str, work: Awaitable[None]) -> tuple[grpc.StatusCode, str]:
-        """Serve a stream; the status it ends with, and for the peer's log why. A cancellation passes through."""
-        number = next(self._stream_numbers)
-        try:
-            await work
-        except StreamGoneError:
-            return grpc.StatusCode.CANCELLED, ""
-        except ProtocolError as error:
-            # A filter configured wrongly repeats its error with every request: say it once.
-            logger.log(
-                logging.DEBUG if str(error) == self._last_warning else logging.WARNING, "%s stream %d ended: %s", kind, number, error
-            )
-            self._last_warning = str(error)
-            return grpc.StatusCode.INVALID_ARGUMENT, str(error)
-        except Exception:
-            logger.exception("%s stream %d failed: this is a bug in epp", kind, number)
-            return grpc.StatusCode.INTERNAL, f"a bug in epp, see its log: {kind} stream {number} failed"
-        return grpc.StatusCode.OK, ""
-
-    async def _take_access_log(self, context: _Context) -> None:
-        while (data := await _read(context)) is not None:
-            batch = access_log.decode(data)
-            for end in batch.ends:
-                try:
-                    self._director.ended(end)
-                except Exception:  # the other ends of this batch must not be lost with this one
-                    logger.exception("the end of decision %s could not be booked: this is a bug in epp", end.decision_id)
-            for _ in range(batch.unmatched):
-                self._director.unmatched("no_decision")
+            await self._context.write(message)
+        except grpc.aio.BaseError as error:
+            raise StreamGoneError(str(error)) from error
 
 
-# Of these endings the peer is told; a peer that left is not.
-_TOLD = frozenset((grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.INTERNAL))
-
-_SERVER_OPTIONS = (
-    # Without this a second epp would silently share the port with the first.
-    ("grpc.so_reuseport", 0),
-    # Data planes ping as often as they are configured to; grpc's default drops a connection with more than one idle ping in 5 minutes.
-    ("grpc.http2.max_ping_strikes", 0),
-)
-
-
-async def _read(context: _Context) -> bytes | None:
-    try:
-        message = await context.read()
-    except grpc.aio.BaseError as error:
-        raise StreamGoneError(str(error)) from error
-    return message if isinstance(message, bytes) else None  # grpc.aio.EOF
-
-
-async def _write(context: _Context, message: bytes) -> None:
-    try:
-        await context.write(message)
-    except grpc.aio.BaseError as error:
-        raise StreamGoneError(str(error)) from error
-
-
-def _bind(server: grpc.aio.Server, host: str, port: int, flag: str) -> int:
-    """Listen; returns the bound port. grpc tells no reason when it fails, so the port is tried first in a way that does."""
-    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    try:
-        socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
-        bound: int = server.add_insecure_port(address)
-    except (OSError, RuntimeError) as error:
-        reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else "the port is taken"
-        raise ConfigError(f"{flag}={port}: cannot listen on {address} ({reason}): free the port or choose another one") from error
-    return bound
+def _options(limits: Limits, max_recv_message_bytes: int) -> tuple[tuple[str, int], ...]:
+    return (
+        ("grpc.max_receive_message_length", max_recv_message_bytes),
+        ("grpc.max_send_message_length", -1),
+        # Without this a second epp would silently share the port with the first.
+        ("grpc.so_reuseport", 0),
+        # Data planes ping as often as they are configured to; grpc's default drops a connection with more than one idle ping in 5 minutes.
+        ("grpc.http2.max_ping_strikes", 0),
+        ("grpc.keepalive_time_ms", round(limits.keepalive_interval_s * 1000)),
+        ("grpc.keepalive_timeout_ms", round(limits.keepalive_timeout_s * 1000)),
+        ("grpc.http2.ping_timeout_ms", round(limits.keepalive_timeout_s * 1000)),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.max_pings_without_data", 0),
+        ("grpc.max_concurrent_streams", limits.max_streams),
+        # Calls that wait for a turn of the loop; grpc's default cancels some beyond 1,000.
+        ("grpc.server.max_pending_requests", limits.max_streams),
+        ("grpc.server.max_pending_requests_hard_limit", limits.max_streams),
+        ("grpc.max_metadata_size", limits.header_list),
+        ("grpc.absolute_max_metadata_size", limits.header_list),
+        # A bit each for identity and gzip.
+        ("grpc.compression_enabled_algorithms_bitset", 0b101),
+    )

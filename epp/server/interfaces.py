@@ -3,17 +3,26 @@
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from epp.domain import DecisionId, RequestEnd
+from epp.domain import DecisionId, RequestEnd, StreamClosed
 from epp.extproc.events import Route
 
 
 class RequestDirector(Protocol):
     """Answers "which endpoint?" and keeps the books (epp.picking.Director)."""
 
-    async def pick(self, headers: Mapping[str, str], subset: Sequence[str] | None, body: bytes | None) -> Route:
+    async def pick(
+        self,
+        headers: Mapping[str, str],
+        subset: Sequence[str] | None,
+        body: bytes | None,
+        *,
+        body_follows: bool = False,
+        origin: str | None = None,
+    ) -> Route:
         """The endpoint for one request; `body` is None for a request without one.
 
-        Raises RequestError, after reporting it, where the request ends here. It must not await between counting a
+        `body_follows`: there is a body, but the data plane is configured to route before it is seen. `origin` names the
+        request as only the data plane can (epp.extproc.events.RequestHeaders.origin). Raises RequestError, after reporting it, where the request ends here. It must not await between counting a
         decision and returning it: a cancellation in between would lose the decision.
         """
 
@@ -21,13 +30,10 @@ class RequestDirector(Protocol):
         """The access log told the end of an answer."""
 
     def unmatched(self, reason: str) -> None:
-        """The access log told the end of a request that carries no decision of ours ("no_decision")."""
+        """The access log told the end of a request that is none of ours: "no_decision", or "other_instance"."""
 
-    def stream_closed(self, decision_id: DecisionId, *, routed: bool, response_seen: bool, response_complete: bool) -> None:
-        """The ext_proc stream that made this decision is over, any way; exactly once per decision.
-
-        `routed`: the data plane was sent the whole answer to the request phase; otherwise the request never went on.
-        """
+    def stream_closed(self, decision_id: DecisionId, closed: StreamClosed) -> None:
+        """The ext_proc stream that made this decision is over, any way; exactly once per decision."""
 
 
 class Health(Protocol):

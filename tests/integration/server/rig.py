@@ -1,5 +1,6 @@
 """A server on loopback with a scripted director, and a client that plays Envoy."""
 
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import grpc
@@ -7,12 +8,19 @@ import grpc.aio
 
 from epp import names
 from epp._proto import ext_proc_pb2 as pb
-from epp.domain import DecisionId, InferenceRequest, RequestEnd
+from epp.domain import DecisionId, InferenceRequest, RequestEnd, StreamClosed
 from epp.errors import RequestError
 from epp.extproc.events import Route
 from epp.reporter import Reporter
+from epp.server.certificates import Certificates
+from epp.server.fast import FastServer
 from epp.server.grpc_aio import GrpcServer
+from epp.server.limits import Limits
+from epp.server.service import Service
 from epp.testing.waiting import eventually
+
+TRANSPORTS = ("fast", "grpc")
+MAX_MESSAGE = 4 << 20
 
 Script = Callable[[Mapping[str, str], Sequence[str] | None, bytes | None], Awaitable[Route]]
 
@@ -26,13 +34,22 @@ class ScriptedDirector:
         self.ends: list[RequestEnd] = []
         self.unmatched_reasons: list[str] = []
         self.closed: list[tuple[str, bool, bool]] = []
+        self.logged: list[bool] = []
         self.poison: str | None = None
 
     async def route(self, headers: Mapping[str, str], subset: Sequence[str] | None, body: bytes | None) -> Route:
         """The default: one endpoint; the header x-case names the decision."""
         return Route("10.0.0.1:8000", DecisionId(headers.get("x-case", "d-1")))
 
-    async def pick(self, headers: Mapping[str, str], subset: Sequence[str] | None, body: bytes | None) -> Route:
+    async def pick(
+        self,
+        headers: Mapping[str, str],
+        subset: Sequence[str] | None,
+        body: bytes | None,
+        *,
+        body_follows: bool = False,
+        origin: str | None = None,
+    ) -> Route:
         self.picking += 1
         try:
             return await self.script(headers, subset, body)
@@ -47,8 +64,9 @@ class ScriptedDirector:
     def unmatched(self, reason: str) -> None:
         self.unmatched_reasons.append(reason)
 
-    def stream_closed(self, decision_id: DecisionId, *, routed: bool, response_seen: bool, response_complete: bool) -> None:
-        self.closed.append((decision_id, response_seen, response_complete))
+    def stream_closed(self, decision_id: DecisionId, closed: StreamClosed) -> None:
+        self.closed.append((decision_id, closed.response_seen, closed.response_complete))
+        self.logged.append(closed.logged)
 
 
 class Notes(Reporter):
@@ -81,22 +99,44 @@ class KnownServices:
 class Rig:
     """The server under test, what it talks to, and a channel to it."""
 
-    def __init__(self) -> None:
+    def __init__(self, transport: str) -> None:
+        self.transport = transport
         self.director = ScriptedDirector()
         self.notes = Notes()
+        self.service = Service(self.director, KnownServices(), self.notes, max_body=11_000_000, now=time.monotonic)
         self.server = self.new_server(0, 0)
         self.channel: grpc.aio.Channel
 
-    def new_server(self, port: int, health_port: int | None) -> GrpcServer:
+    def new_server(
+        self,
+        port: int,
+        health_port: int | None,
+        *,
+        limits: Limits | None = None,
+        host: str = "127.0.0.1",
+        tls: Certificates | None = None,
+    ) -> FastServer | GrpcServer:
+        """One more of the same kind, for the same service."""
+        if self.transport == "fast":
+            context = tls.context if tls else None
+            return FastServer(
+                self.service,
+                host=host,
+                port=port,
+                health_port=health_port,
+                max_recv_message_bytes=MAX_MESSAGE,
+                tls=context,
+                limits=limits,
+            )
+        credentials = tls.grpc_credentials() if tls else None
         return GrpcServer(
-            self.director,
-            KnownServices(),
-            self.notes,
-            host="127.0.0.1",
+            self.service,
+            host=host,
             port=port,
             health_port=health_port,
-            max_body=11_000_000,
-            max_recv_message_bytes=4 << 20,
+            max_recv_message_bytes=MAX_MESSAGE,
+            tls=credentials,
+            limits=limits,
         )
 
     def open(self) -> "EnvoyStream":

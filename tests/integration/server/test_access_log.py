@@ -8,6 +8,7 @@ import pytest
 from epp import names
 from epp._proto import access_log_pb2 as pb
 from epp.testing.waiting import eventually
+from tests.integration.server.messages import request_headers
 from tests.integration.server.rig import Rig
 
 
@@ -26,27 +27,27 @@ def entries(*decisions: str | None) -> bytes:
 
 async def test_ends_reach_the_director(rig: Rig) -> None:
     """Each entry is booked as it comes, and it is known how many Envoys log to us."""
-    assert rig.server.access_loggers == 0
+    assert rig.service.access_loggers == 0
     call = logger_stream(rig)
-    await call.write(entries("d-1", None, "d-2"))
-    await eventually(lambda: len(rig.director.ends) == 2)
-    assert rig.server.access_loggers == 1
-    await call.write(entries("d-3"))
+    await call.write(entries("d-1", None, "other/d-1", "d-2"))
     await eventually(lambda: len(rig.director.ends) == 3)
-    assert [end.decision_id for end in rig.director.ends] == ["d-1", "d-2", "d-3"]
-    assert rig.director.unmatched_reasons == ["no_decision"]
+    assert rig.service.access_loggers == 1
+    await call.write(entries("d-3"))
+    await eventually(lambda: len(rig.director.ends) == 4)
+    assert [end.decision_id for end in rig.director.ends] == ["d-1", "", "d-2", "d-3"]
+    assert rig.director.unmatched_reasons == ["other_instance"]
     await call.done_writing()
     assert await call == b""
-    assert rig.server.access_loggers == 0
+    assert rig.service.access_loggers == 0
 
 
 async def test_a_lost_logger_is_not_counted(rig: Rig) -> None:
     """An Envoy that goes away without a word is noticed."""
     call = logger_stream(rig)
     await call.write(entries("d-1"))
-    await eventually(lambda: rig.server.access_loggers == 1)
+    await eventually(lambda: rig.service.access_loggers == 1)
     call.cancel()
-    await eventually(lambda: rig.server.access_loggers == 0)
+    await eventually(lambda: rig.service.access_loggers == 0)
 
 
 async def test_one_end_that_cannot_be_booked_loses_no_other(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
@@ -59,7 +60,7 @@ async def test_one_end_that_cannot_be_booked_loses_no_other(rig: Rig, caplog: py
     assert [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR] == [
         "the end of decision d-2 could not be booked: this is a bug in epp"
     ]
-    assert rig.server.access_loggers == 1
+    assert rig.service.access_loggers == 1
     call.cancel()
 
 
@@ -69,4 +70,19 @@ async def test_garbage(rig: Rig) -> None:
     await call.write(b"\xff\xff\xff")
     assert await call.code() == grpc.StatusCode.INVALID_ARGUMENT
     assert "not a StreamAccessLogsMessage" in await call.details()
-    await eventually(lambda: rig.server.access_loggers == 0)
+    await eventually(lambda: rig.service.access_loggers == 0)
+
+
+async def test_whether_a_data_plane_logs(rig: Rig) -> None:
+    """The end of an ext_proc stream comes with the word whether its host sends us a log, too."""
+    for case in ("before", "while"):
+        if case == "while":
+            call = logger_stream(rig)
+            await call.write(entries("d-0"))
+            await eventually(lambda: rig.service.access_loggers == 1)
+        stream = rig.open()
+        await stream.send(request_headers(end_of_stream=True, case=case))
+        await stream.finish()
+    assert rig.director.logged == [False, True]
+    call.cancel()
+    await eventually(lambda: not rig.service.logged("127.0.0.1"))

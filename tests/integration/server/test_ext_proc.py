@@ -18,51 +18,17 @@ from epp.errors import (
 )
 from epp.extproc.events import Route
 from epp.testing.waiting import eventually
+from tests.integration.server.messages import (
+    REQUEST_TRAILERS,
+    RESPONSE_TRAILERS,
+    bodies,
+    request_body,
+    request_headers,
+    response_body,
+    response_headers,
+    summary,
+)
 from tests.integration.server.rig import Rig
-
-
-def request_headers(*, end_of_stream: bool = False, case: str = "d-1") -> pb.ProcessingRequest:
-    message = pb.ProcessingRequest()
-    message.request_headers.end_of_stream = end_of_stream
-    message.request_headers.headers.headers.add(key=":path", raw_value=b"/v1/completions")
-    message.request_headers.headers.headers.add(key="x-case", raw_value=case.encode())
-    message.protocol_config.request_body_mode = pb.FULL_DUPLEX_STREAMED
-    return message
-
-
-def request_body(body: bytes, *, end_of_stream: bool = False) -> pb.ProcessingRequest:
-    return pb.ProcessingRequest(request_body=pb.HttpBody(body=body, end_of_stream=end_of_stream))
-
-
-def response_headers(*, end_of_stream: bool = False) -> pb.ProcessingRequest:
-    return pb.ProcessingRequest(response_headers=pb.HttpHeaders(end_of_stream=end_of_stream))
-
-
-def response_body(body: bytes, *, end_of_stream: bool = False) -> pb.ProcessingRequest:
-    return pb.ProcessingRequest(response_body=pb.HttpBody(body=body, end_of_stream=end_of_stream))
-
-
-REQUEST_TRAILERS = pb.ProcessingRequest(request_trailers=pb.HttpTrailers())
-
-
-def summary(replies: Sequence[pb.ProcessingResponse]) -> list[str]:
-    """One word a reply: kind, bytes of body, and a bar where it ends the stream."""
-    words = []
-    for reply in replies:
-        kind = reply.WhichOneof("response")
-        assert kind is not None
-        if kind.endswith("_body"):
-            streamed = getattr(reply, kind).response.body_mutation.streamed_response
-            words.append(f"{kind} {len(streamed.body)}{'|' if streamed.end_of_stream else ''}")
-        elif kind == "immediate_response":
-            words.append(f"immediate {reply.immediate_response.status.code}")
-        else:
-            words.append(kind)
-    return words
-
-
-def bodies(replies: Sequence[pb.ProcessingResponse]) -> bytes:
-    return b"".join(reply.request_body.response.body_mutation.streamed_response.body for reply in replies)
 
 
 BIG = bytes(range(250)) * 800
@@ -106,6 +72,28 @@ SEQUENCES: Mapping[str, tuple[list[pb.ProcessingRequest], list[str]]] = {
         [request_headers(), request_body(b"{}"), REQUEST_TRAILERS],
         ["request_headers", "request_body 2", "request_trailers"],
     ),
+    "BUFFERED: the body's reply routes": (
+        [
+            request_headers(mode=pb.BUFFERED, response_mode=pb.NONE),
+            request_body(b"{}", end_of_stream=True),
+            response_headers(),
+        ],
+        ["request_headers", "request_body 0", "response_headers"],
+    ),
+    "STREAMED: the headers' reply routes, and every message gets an empty one": (
+        [
+            request_headers(mode=pb.STREAMED, response_mode=pb.STREAMED),
+            request_body(b"{"),
+            request_body(b"}", end_of_stream=True),
+            response_headers(),
+            response_body(b"data: 1", end_of_stream=True),
+        ],
+        ["request_headers", "request_body 0", "request_body 0", "response_headers", "response_body 0"],
+    ),
+    "NONE: only headers come": (
+        [request_headers(mode=pb.NONE, response_mode=pb.NONE), response_headers(), RESPONSE_TRAILERS],
+        ["request_headers", "response_headers", "response_trailers"],
+    ),
     "S17 an answer without a body": (
         [request_headers(end_of_stream=True), response_headers(end_of_stream=True)],
         ["request_headers", "response_headers"],
@@ -122,11 +110,12 @@ async def test_sequences(rig: Rig, name: str) -> None:
     received = await stream.finish()
     assert summary(received) == replies
     sent = [m.request_body.body for m in messages]
-    assert bodies(received) == (sent[1] if "twice" in name else b"".join(sent))
+    duplex = messages[0].protocol_config.request_body_mode == pb.FULL_DUPLEX_STREAMED
+    assert bodies(received) == (b"" if not duplex else sent[1] if "twice" in name else b"".join(sent))
     assert await stream.status() == ("OK", "")
     await rig.settled(1)
     seen = any(m.HasField("response_headers") for m in messages)
-    complete = any(m.response_body.end_of_stream or m.response_headers.end_of_stream for m in messages)
+    complete = any(m.response_body.end_of_stream or m.response_headers.end_of_stream or m.HasField("response_trailers") for m in messages)
     assert rig.director.closed == [("d-1", seen, complete)]
     assert rig.notes.codes == ["OK"]
 
@@ -315,8 +304,8 @@ async def test_a_crash_ends_the_stream_with_internal(rig: Rig, caplog: pytest.Lo
         (b"", "of a kind unknown to this version"),
         (response_body(b"x").SerializeToString(), "ResponseBody is not expected in state EXPECT_REQUEST_HEADERS"),
         (
-            pb.ProcessingRequest(request_headers=pb.HttpHeaders(), protocol_config={}).SerializeToString(),
-            "request_body_mode is NONE: set it to",
+            pb.ProcessingRequest(request_headers=pb.HttpHeaders(), protocol_config={"request_body_mode": pb.GRPC}).SerializeToString(),
+            "request_body_mode is GRPC, which epp does not speak: set it to",
         ),
     ],
 )

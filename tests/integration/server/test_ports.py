@@ -1,5 +1,7 @@
 """Health, and the ports the server listens on."""
 
+import socket
+
 import grpc
 import grpc.aio
 import pytest
@@ -60,3 +62,21 @@ async def test_a_stopped_server_frees_its_ports(rig: Rig) -> None:
     await second.start()
     assert (second.port, second.health_port) == (rig.server.port, rig.server.health_port)
     await second.stop(0)
+
+
+async def test_both_address_families(rig: Rig) -> None:
+    """Every interface means those of IPv4 and IPv6."""
+    server = rig.new_server(0, None, host="0.0.0.0")
+    await server.start()
+    try:
+        for host in ("127.0.0.1", "[::1]") if socket.has_dualstack_ipv6() else ("127.0.0.1",):
+            async with grpc.aio.insecure_channel(f"{host}:{server.port}") as channel:
+                assert (await check(channel, b"")).status == STATUS.SERVING
+    finally:
+        await server.stop(0)
+
+
+async def test_a_host_that_is_none(rig: Rig) -> None:
+    """The error names the flag, the address and the reason."""
+    with pytest.raises(ConfigError, match=r"^--grpc-port=0: cannot listen on 192\.0\.2\.1:0 \(Cannot assign requested address\)"):
+        await rig.new_server(0, None, host="192.0.2.1").start()

@@ -1,0 +1,427 @@
+"""One HTTP/2 connection of the fast transport: libnghttp2 on one side, calls in tasks on the other.
+
+Speaks gRPC over HTTP/2 for the handlers it is given and decides nothing else. Made by the server for every accepted
+socket; everything happens on one event loop. What a turn of the loop brings is sent in one write at the end of the turn:
+whoever has something to send calls `_flush_soon`.
+
+A call: HEADERS make a Stream; its first whole message starts the task; the handler's Ending becomes trailers. RST_STREAM, a
+lost connection, a deadline or a stopping server cancel the task. Bounds on what a peer may ask are in `limits`. libnghttp2's
+own limits on resets are lifted, because Envoy resets a stream per request (spec/protocol.md 10.2).
+"""
+
+import asyncio
+import contextlib
+import logging
+import ssl
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import cast
+
+import ngh2
+
+from epp.server import grpc_headers
+from epp.server.fast_stream import Stream
+from epp.server.grpc_framing import MessageReader
+from epp.server.limits import Limits
+from epp.server.service import Handler, Repeats
+from epp.server.status import Ending, Status
+
+logger = logging.getLogger(__name__)
+
+DEADLINE_PASSED = Ending(Status.DEADLINE_EXCEEDED, "the deadline of the call has passed")
+SERVER_STOPS = Ending(Status.UNAVAILABLE, "the server stops")
+TOO_MUCH_PENDING = Ending(Status.RESOURCE_EXHAUSTED, "too many incomplete messages on this connection")
+
+# The system's buffer takes the rest; beyond this the connection stops framing more.
+WRITE_BUFFER_BYTES = 1 << 20
+
+_UNLIMITED = (1 << 32, 1 << 32)
+# Frames for streams that are closed, and the like: 100,000 at once, 10,000 a second for long.
+_GLITCHES = (100_000, 10_000)
+_ALIVE = b"alive?\0\0"
+_DRAIN = b"drain\0\0\0"
+# What HTTP/2 sends in a frame unless told otherwise; nobody is.
+_FRAME_BYTES = 16384
+
+
+@dataclass(slots=True)
+class Shared:
+    """What the connections of one port have in common."""
+
+    methods: Mapping[bytes, Handler]
+    limits: Limits
+    max_message: int
+    repeats: Repeats
+    connections: "set[Connection]" = field(default_factory=set)
+    tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    draining: bool = False
+    changed: Callable[[], None] = lambda: None
+    """Called when a connection or a task has ended."""
+
+
+class Connection(asyncio.Protocol):
+    """One peer."""
+
+    def __init__(self, shared: Shared) -> None:
+        limits = shared.limits
+        self._shared = shared
+        self._methods = shared.methods
+        self._limits = limits
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport
+        self._h2 = ngh2.Connection(
+            ngh2.Role.SERVER,
+            ngh2.Configuration(
+                auto_window_update=False,
+                stream_reset_rate_limit=_UNLIMITED,
+                glitch_rate_limit=_GLITCHES,
+                max_inbound_header_list_size=limits.header_list,
+                max_continuations=limits.header_list // _FRAME_BYTES,
+            ),
+        )
+        self._streams: dict[int, Stream] = {}
+        self._answered: list[int] = []
+        """Streams whose answer is queued to its end while the peer may still send."""
+        self._waiting: dict[int, asyncio.Future[None]] = {}
+        """Writers that wait."""
+        self._pending = 0
+        """Bytes of incomplete messages."""
+        self._silence_allowed = float(limits.silent_streams)
+        self._silence_counted_at = self._loop.time()
+        self._flushing = False
+        self._paused = False
+        self._heard = False
+        self._asked = False
+        self._keepalive: asyncio.TimerHandle | None = None
+        self.host = ""
+
+    # --- asyncio.Protocol -----------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """The socket is there, after the TLS handshake if there is one. asyncio and uvloop set TCP_NODELAY."""
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is none by inheritance
+        self._shared.connections.add(self)
+        peer = transport.get_extra_info("peername")
+        self.host = str(peer[0]).removeprefix("::ffff:") if peer else ""
+        tls: ssl.SSLObject | None = transport.get_extra_info("ssl_object")
+        if tls is not None and tls.selected_alpn_protocol() != "h2":
+            self._complain("a TLS client that does not offer h2 (ALPN) is refused")
+            self._transport.abort()
+            return
+        self._transport.set_write_buffer_limits(WRITE_BUFFER_BYTES)
+        limits = self._limits
+        self._h2.initiate_connection(
+            {
+                ngh2.Setting.MAX_CONCURRENT_STREAMS: limits.max_streams,
+                ngh2.Setting.INITIAL_WINDOW_SIZE: limits.stream_window,
+                ngh2.Setting.MAX_HEADER_LIST_SIZE: limits.header_list,
+            }
+        )
+        self._h2.set_local_window_size(limits.connection_window)
+        self._keepalive = self._loop.call_later(limits.keepalive_interval_s, self._keep_alive)
+        if self._shared.draining:
+            self.drain()
+        self._flush_soon()
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes from the peer."""
+        self._heard = True
+        try:
+            self._h2.receive_data(data)
+        except ngh2.NGH2Error as error:
+            self._give_up(data, error)
+            return
+        self._handle_events()
+        self._flush_soon()
+
+    def pause_writing(self) -> None:
+        """The peer does not read: keep what there is in its streams' queues."""
+        self._paused = True
+
+    def resume_writing(self) -> None:
+        """It reads again."""
+        self._paused = False
+        self._flush_soon()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """Nobody is there any more."""
+        if self._keepalive is not None:
+            self._keepalive.cancel()
+        self._lose_streams()
+        self._shared.connections.discard(self)
+        self._shared.changed()
+
+    # --- for the server -------------------------------------------------------------------------------------
+
+    def drain(self) -> None:
+        """Take no new calls, end when the open ones are through (RFC 9113 6.8).
+
+        The peer is told to open no more streams, and after a round trip which was the last: what it had opened by then is served.
+        """
+        with contextlib.suppress(ngh2.ConnectionStateError):  # it is lost already
+            self._h2.send_shutdown_notice()
+            self._h2.ping(_DRAIN)
+        self._flush_soon()
+
+    def interrupt_calls(self) -> None:
+        """End the open calls with UNAVAILABLE, and the connection with them."""
+        with contextlib.suppress(ngh2.ConnectionStateError):
+            self._h2.send_goaway()
+        for stream in tuple(self._streams.values()):
+            self._interrupt(stream, SERVER_STOPS)
+        self._flush_soon()
+
+    def abort(self) -> None:
+        """Close at once."""
+        self._transport.abort()
+
+    # --- what arrives ---------------------------------------------------------------------------------------
+
+    def _handle_events(self) -> None:
+        for event in self._h2.events():
+            if isinstance(event, ngh2.DataReceived):
+                self._data(event)
+            elif isinstance(event, ngh2.RequestReceived):
+                self._request(event)
+            elif isinstance(event, ngh2.StreamClosed):
+                self._stream_closed(event.stream_id)
+            elif isinstance(event, ngh2.TrailersReceived):
+                self._half_closed(event.stream_id)
+            elif isinstance(event, ngh2.PingAcknowledged) and event.opaque_data == _DRAIN:
+                self._h2.send_goaway()
+            elif isinstance(event, ngh2.ConnectionClosed):
+                if event.error_code:
+                    self._complain(f"HTTP/2 error {event.error_code}: {event.debug_data.decode('utf-8', 'replace')}")
+                self._close()
+
+    def _request(self, event: ngh2.RequestReceived) -> None:
+        head = dict(event.headers)
+        handler = self._methods.get(head.get(b":path", b""))
+        refusal = grpc_headers.refusal(head, known=handler is not None)
+        if handler is None or refusal is not None:
+            assert refusal is not None
+            self._refuse(event, refusal)
+            return
+        reader = MessageReader(self._shared.max_message, gzip=head.get(b"grpc-encoding") == b"gzip")
+        stream = Stream(self, event.stream_id, handler, reader, self._limits.send_queue)
+        timeout = head.get(b"grpc-timeout")
+        if timeout is not None:
+            seconds = grpc_headers.timeout_s(timeout)
+            if seconds is None:
+                details = f"not a grpc-timeout: {timeout.decode('utf-8', 'replace')}"
+                self._refuse(event, grpc_headers.without_messages(Ending(Status.INVALID_ARGUMENT, details)))
+                return
+            stream.deadline = self._loop.call_later(seconds, self._interrupt, stream, DEADLINE_PASSED)
+        self._streams[event.stream_id] = stream
+        if event.end_stream:
+            stream.end()
+            self._start(stream)
+
+    def _refuse(self, event: ngh2.RequestReceived, answer: grpc_headers.Headers) -> None:
+        self._h2.send_response(event.stream_id, answer, end_stream=True)
+        if not event.end_stream:
+            self._answered.append(event.stream_id)
+
+    def _data(self, event: ngh2.DataReceived) -> None:
+        data = event.data
+        stream = self._streams.get(event.stream_id)
+        if stream is None or stream.gone:  # refused, or answered to its end
+            self._h2.acknowledge_received_data(len(data), event.stream_id)
+            return
+        reader = stream.reader
+        before = reader.pending
+        to_do = stream.feed(data)
+        if before or reader.pending:
+            self._pending += reader.pending - before
+            if self._pending > self._limits.partial_messages:
+                self._interrupt(stream, TOO_MUCH_PENDING)
+                return
+        if event.end_stream:
+            self._half_closed(event.stream_id)
+        elif to_do:
+            self._start(stream)
+
+    def _half_closed(self, stream_id: int) -> None:
+        stream = self._streams.get(stream_id)
+        if stream is not None and not stream.gone:
+            self._pending -= stream.reader.pending
+            stream.end()
+            self._start(stream)
+
+    def _stream_closed(self, stream_id: int) -> None:
+        """HTTP/2 is through with a stream, any way."""
+        stream = self._streams.pop(stream_id, None)
+        if stream is None or not stream.started:
+            self._count_silence()
+        if stream is not None:
+            self._release(stream)
+            self._cancel(stream)
+
+    def _lose_streams(self) -> None:
+        for stream in tuple(self._streams.values()):
+            self._streams.pop(stream.id)
+            self._release(stream)
+            self._cancel(stream)
+
+    def _release(self, stream: Stream) -> None:
+        """Nothing is read from or written to the stream any more."""
+        if not stream.gone:
+            stream.close()
+            self._pending -= stream.reader.pending
+            self.taken(stream)
+
+    def _count_silence(self) -> None:
+        """A stream ended that brought no message (Limits.silent_streams)."""
+        now = self._loop.time()
+        regained = (now - self._silence_counted_at) * self._limits.silent_streams_per_s
+        self._silence_allowed = min(self._silence_allowed + regained, self._limits.silent_streams) - 1
+        self._silence_counted_at = now
+        if self._silence_allowed < 0:
+            self._complain("streams are opened and reset without a message, too many: the connection takes no new ones")
+            self._h2.send_goaway(ngh2.ErrorCode.ENHANCE_YOUR_CALM)
+            self._silence_allowed = float(self._limits.silent_streams)
+
+    # --- calls ----------------------------------------------------------------------------------------------
+
+    def _start(self, stream: Stream) -> None:
+        if not stream.started:
+            stream.started = True
+            stream.task = self._loop.create_task(self._serve(stream))
+            self._shared.tasks.add(stream.task)
+
+    async def _serve(self, stream: Stream) -> None:
+        stream.running = True
+        ending = None
+        try:
+            ending = await stream.handler(stream)
+        finally:
+            self._finish(stream, ending or stream.interruption)
+            self._end_task(stream)
+
+    def _end_task(self, stream: Stream) -> None:
+        if stream.task is not None:
+            self._shared.tasks.discard(stream.task)
+            stream.task = None  # each holds the other: without this, garbage collection would have to find them
+            self._shared.changed()
+
+    def _interrupt(self, stream: Stream, ending: Ending) -> None:
+        """End a call from outside."""
+        stream.interruption = ending
+        if not stream.running:
+            self._finish(stream, ending)
+        self._cancel(stream)
+
+    def _cancel(self, stream: Stream) -> None:
+        task = stream.task
+        if task is not None:
+            task.cancel()
+            if not stream.running:  # then it never will be, and cannot end itself
+                self._end_task(stream)
+
+    def _finish(self, stream: Stream, ending: Ending) -> None:
+        """Tell the peer how its call ended."""
+        if stream.gone:
+            return
+        if stream.answered:
+            self._h2.send_trailers(stream.id, grpc_headers.trailers(ending))
+        else:
+            self._h2.send_response(stream.id, grpc_headers.without_messages(ending), end_stream=True)
+        if not stream.half_closed:
+            self._answered.append(stream.id)
+        self._release(stream)
+        self._flush_soon()
+
+    # --- fast_stream.Sender ---------------------------------------------------------------------------------
+
+    def send(self, stream: Stream, data: bytes) -> int:
+        """Queue bytes of an answer's body."""
+        if not stream.answered:
+            self._h2.send_response(stream.id, grpc_headers.RESPONSE)
+            stream.answered = True
+        self._h2.send_data(stream.id, data)
+        self._flush_soon()
+        return self._h2.queued_body_size(stream.id)
+
+    async def drained(self, stream: Stream) -> None:
+        """Wait until the stream's queue is below its limit."""
+        waiter = self._waiting[stream.id] = self._loop.create_future()
+        try:
+            await waiter
+        finally:
+            del self._waiting[stream.id]
+
+    def taken(self, stream: Stream) -> None:
+        """What has arrived of the stream was taken: open the window again."""
+        if stream.unread:
+            with contextlib.suppress(ngh2.NGH2Error):  # the connection is closed
+                self._h2.acknowledge_received_data(stream.unread, stream.id)
+            stream.unread = 0
+            self._flush_soon()
+
+    # --- what leaves ----------------------------------------------------------------------------------------
+
+    def _flush_soon(self) -> None:
+        """Send at the end of this turn of the loop."""
+        if not self._flushing:
+            self._flushing = True
+            self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._flushing = False
+        if self._paused or self._transport.is_closing():
+            return
+        data = self._h2.data_to_send()
+        if self._answered and self._reset_answered():
+            data += self._h2.data_to_send()
+        if data:
+            self._transport.write(data)
+        if self._waiting:
+            self._wake_writers()
+        self._handle_events()
+
+    def _reset_answered(self) -> bool:
+        """Free streams whose answer is out and that the peer did not end. NO_ERROR: it may stop sending (RFC 9113 8.1)."""
+        still = []
+        for stream_id in self._answered:
+            if self._h2.queued_body_size(stream_id):
+                still.append(stream_id)
+            else:
+                self._h2.reset_stream(stream_id, ngh2.ErrorCode.NO_ERROR)
+        done = len(still) < len(self._answered)
+        self._answered = still
+        return done
+
+    def _wake_writers(self) -> None:
+        for stream_id, waiter in self._waiting.items():
+            if not waiter.done() and self._h2.queued_body_size(stream_id) <= self._limits.send_queue // 2:
+                waiter.set_result(None)
+
+    def _keep_alive(self) -> None:
+        """Ask a silent peer for a sign of life; leave one that gives none, such as a half-open connection's."""
+        limits, wait_s = self._limits, self._limits.keepalive_interval_s
+        if self._heard:
+            self._heard = self._asked = False
+        elif self._asked or self._transport.is_closing():
+            logger.debug("%s: no sign of life for %g s: closed", self.host, limits.keepalive_interval_s + limits.keepalive_timeout_s)
+            self._transport.abort()
+            return
+        else:
+            self._asked = True
+            self._h2.ping(_ALIVE)
+            self._flush_soon()
+            wait_s = limits.keepalive_timeout_s
+        self._keepalive = self._loop.call_later(wait_s, self._keep_alive)
+
+    def _give_up(self, data: bytes, error: ngh2.NGH2Error) -> None:
+        """The peer does not speak HTTP/2, or beyond all limits."""
+        hint = " (TLS, where plaintext is expected: see --secure-serving)" if data[:1] == b"\x16" else ""
+        self._complain(f"{error}{hint}")
+        self._close()
+
+    def _close(self) -> None:
+        """Send what was written, then close; a peer that does not take it is left by `_keep_alive`."""
+        self._lose_streams()
+        self._transport.close()
+
+    def _complain(self, problem: str) -> None:
+        logger.log(self._shared.repeats.level(problem), "connection from %s: %s", self.host, problem)
