@@ -13,14 +13,15 @@ import random
 import signal
 import time
 import uuid
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypedDict
 
 import uvloop
 from prometheus_client import CollectorRegistry
 
-from epp import __version__, config
+from epp import __version__, config, parts
 from epp.config.flags import ServeOptions
 from epp.datastore import EndpointsListed, MetricsScraped, PoolState
 from epp.domain import Endpoint
@@ -28,21 +29,22 @@ from epp.errors import ConfigError
 from epp.kvcache.index import PrefixIndex
 from epp.observability import prometheus
 from epp.observability.decision_log import DecisionLog
-from epp.observability.logs import LogReporter, configure_logging
+from epp.observability.log_format import configure_logging
+from epp.observability.logs import LogReporter
 from epp.picking import Director
 from epp.plugins.datalayer.core_metrics_extractor import CoreMetricsParams
-from epp.plugins.producers.token import TokenProducerParams
 from epp.reporter import Reporter, Reporters
 from epp.requests.parsers import RequestParsers
 from epp.scheduling import registry
 from epp.scheduling.registry import Collaborators
+from epp.server.certificates import Certificates
+from epp.server.fast import FastServer
 from epp.server.grpc_aio import GrpcServer
-from epp.sources.engine_metrics import ENGINES, EngineMetrics
+from epp.server.service import Service
 from epp.sources.file import FileDiscovery
 from epp.sources.kv_events import KvEventSource
-from epp.sources.metrics import Extraction, MetricsScraper, ScrapeSettings
-from epp.tokenization import EstimateBackend, LocalTokenizer, LocalTokenizerConfig, RenderBackend, Tokenization
-from epp.tokenization.backend import Backend
+from epp.sources.metrics import MetricsScraper
+from epp.tokenization import Tokenization
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +63,7 @@ TOKENIZER_THREADS = 2
 
 def run(options: ServeOptions) -> int:
     """Serve until a signal; returns the exit code. Raises ConfigError where serving cannot begin."""
-    configure_logging(options.v)
+    configure_logging(parts.log_settings(options))
     uvloop.run(_serve(options))
     return 0
 
@@ -89,6 +91,18 @@ async def _serve(options: ServeOptions) -> None:
         await app.close()
 
 
+class Listening(TypedDict):
+    """What both transports are told alike."""
+
+    host: str
+    port: int
+    health_port: int
+    max_body: int
+    max_recv_message_bytes: int
+    now: Callable[[], float]
+    instance: str
+
+
 class App:
     """One serving process: its parts, built and connected."""
 
@@ -96,6 +110,7 @@ class App:
         """Build everything that can be built without I/O but the configuration's. Raises ConfigError."""
         self._options = options
         self._config = config.load_file(Path(options.config_file)) if options.config_file else _from_text(options.config_text)
+        self._instance = parts.instance(options)
         self._readiness = Readiness()
         self._metrics = CollectorRegistry()
         self._decision_log = DecisionLog(Path(options.decision_log), wall_clock=time.time) if options.decision_log else None
@@ -120,25 +135,22 @@ class App:
             now=time.monotonic,
             rng=random.Random(),  # noqa: S311  # breaks ties, guards nothing
             new_id=lambda: str(uuid.uuid4()),
-            access_loggers=lambda: self._server.access_loggers,
+            instance=self._instance,
             honour_subset=not options.disable_endpoint_subset_filter,
+            emit_scores=options.emit_endpoint_scores,
         )
-        self._server = GrpcServer(
-            self._director,
-            self._readiness,
-            self._reporter,
-            host=HOST,
-            port=options.grpc_port,
-            health_port=options.grpc_health_port,
-            max_body=options.max_request_body,
-            max_recv_message_bytes=options.grpc_max_recv_msg_size,
+        self._certificates = (
+            Certificates(parts.tls_settings(options), self._reporter, names=parts.own_names(), wall_clock=time.time)
+            if options.secure_serving
+            else None
         )
+        self._server = self._make_server()
 
     # --- life -----------------------------------------------------------------------------------------------
 
     async def serve(self) -> None:
         """Listen, learn and answer until a signal has drained the process."""
-        for line in self._config.warnings:
+        for line in (*self._options.notes, *self._config.warnings):
             logger.info("%s", line)
         for line in config.show(self._config).splitlines():
             logger.debug("effective configuration: %s", line)
@@ -146,7 +158,12 @@ class App:
         drain, stop = asyncio.Event(), asyncio.Event()
         for signal_number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(signal_number, self._on_signal, signal_number, drain, stop)
-        metrics_server = prometheus.serve(self._metrics, self._options.metrics_port)
+        metrics_server = prometheus.serve(
+            self._metrics,
+            self._options.metrics_port,
+            cert_dir=self._options.metrics_cert_dir,
+            client_ca=self._options.metrics_client_ca_file,
+        )
         try:
             if self._kv_events:
                 self._kv_events.start(loop)
@@ -190,37 +207,49 @@ class App:
 
     def _make_reporter(self) -> Reporter:
         reporters: list[Reporter] = [
-            prometheus.PrometheusReporter(self._metrics, pool_name=self._options.pool_name, build_ref=__version__),
+            prometheus.PrometheusReporter(
+                self._metrics,
+                pool_name=self._options.pool_name or parts.DEFAULT_POOL,
+                build_ref=__version__,
+                grpc_stream_metrics=self._options.enable_grpc_stream_metrics,
+            ),
             LogReporter(),
         ]
         if self._decision_log:
             reporters.append(self._decision_log)
         return Reporters(reporters)
 
+    def _make_server(self) -> FastServer | GrpcServer:
+        options = self._options
+        service = Service(
+            self._director, self._readiness, self._reporter, max_body=options.max_request_body, now=time.monotonic, instance=self._instance
+        )
+        port, health_port, max_message = options.grpc_port, options.grpc_health_port, options.grpc_max_recv_msg_size
+        if options.transport == "fast":
+            context = self._certificates.context if self._certificates else None
+            return FastServer(service, host=HOST, port=port, health_port=health_port, max_recv_message_bytes=max_message, tls=context)
+        credentials = self._certificates.grpc_credentials() if self._certificates else None
+        return GrpcServer(service, host=HOST, port=port, health_port=health_port, max_recv_message_bytes=max_message, tls=credentials)
+
     def _make_tokenization(self) -> Tokenization | None:
         params = self._config.token_producer
         return (
             None
             if params is None
-            else Tokenization(params.model_name, _backend(params), known_loras=self._index.known_loras, executor=self._executor)
+            else Tokenization(params.model_name, parts.backend(params), known_loras=self._index.known_loras, executor=self._executor)
         )
 
     def _make_scraper(self) -> MetricsScraper | None:
         params = self._config.metrics_source
         if params is None:
             return None
-        settings = ScrapeSettings(
-            scheme=params.scheme,
-            path=params.path,
-            port=params.port,
-            interval_s=params.interval or self._options.refresh_metrics_interval,
-            verify_tls=not params.insecure_skip_verify,
-            ca_cert_path=params.ca_cert_path or None,
-            client_cert_path=params.client_cert_path or None,
-            client_key_path=params.client_key_path or None,
+        return MetricsScraper(
+            self._on_metrics,
+            self._reporter,
+            now=time.monotonic,
+            settings=parts.scrape_settings(params, self._options),
+            extraction=parts.extraction(self._config.metrics_extractor or CoreMetricsParams(), self._options),
         )
-        extraction = _extraction(self._config.metrics_extractor or CoreMetricsParams())
-        return MetricsScraper(self._on_metrics, self._reporter, now=time.monotonic, settings=settings, extraction=extraction)
 
     def _make_kv_events(self) -> KvEventSource | None:
         params = self._config.precise_prefix
@@ -271,6 +300,7 @@ class App:
     def _background(self) -> Iterator[Coroutine[None, None, None]]:
         yield self._learn()
         yield self._close_forgotten()
+        yield self._observe_pool()
         yield self._discovery.run()
         if self._kv_events:
             yield self._kv_events.run()
@@ -278,6 +308,8 @@ class App:
             yield self._scraper.run()
         if self._decision_log:
             yield self._decision_log.run()
+        if self._certificates:
+            yield self._certificates.run()
 
     async def _learn(self) -> None:
         """Ready when the tokenizer is there, or will never be, and the first replays are over, or took too long."""
@@ -291,6 +323,14 @@ class App:
         self._readiness.learnt = True
         logger.info("ready: %d endpoints", len(self._pool.snapshot().endpoints))
 
+    async def _observe_pool(self) -> None:
+        """The pool's averages, of endpoints whose metrics are fresh."""
+        while True:
+            oldest = time.monotonic() - self._options.metrics_staleness_threshold
+            endpoints = self._pool.snapshot().endpoints
+            self._reporter.pool_load([e for e in endpoints if e.metrics.updated_at is not None and e.metrics.updated_at >= oldest])
+            await asyncio.sleep(self._options.refresh_prometheus_metrics_interval)
+
     async def _close_forgotten(self) -> None:
         """Once a second: close the decisions whose end nobody will tell, free what is no longer speculated or held."""
         while True:
@@ -302,45 +342,3 @@ class App:
 
 def _from_text(text: str) -> config.EffectiveConfig:
     return config.load(text, "--config-text", registry.load())
-
-
-def _backend(params: TokenProducerParams) -> Backend:
-    """What the token-producer declares; exactly one of its backends is set."""
-    if params.vllm is not None:
-        return RenderBackend(params.vllm.url, params.model_name, params.vllm.timeout, params.vllm.mm_timeout)
-    if params.local is None:
-        return EstimateBackend()
-    local = params.local
-    return LocalTokenizer(
-        LocalTokenizerConfig(
-            path=local.path or (None if local.package else params.model_name),
-            package=local.package,
-            chat_template=local.chat_template,
-            content_format=local.content_format,
-            default_chat_template_kwargs=local.default_chat_template_kwargs,
-            exclude_tools_when_tool_choice_none=local.exclude_tools_when_tool_choice_none,
-            trust_request_chat_template=local.trust_request_chat_template,
-            max_model_len=local.max_model_len,
-            add_generation_prompt=local.add_generation_prompt,
-            lora_modules=local.lora_modules,
-        )
-    )
-
-
-def _extraction(params: CoreMetricsParams) -> Extraction:
-    """The built-in engines and the configured ones."""
-    configured = {
-        engine.name: EngineMetrics(
-            queued=engine.queued_requests_spec,
-            running=engine.running_requests_spec,
-            kv_usage=engine.kv_usage_spec or None,
-            lora=engine.lora_spec or None,
-            cache_info=engine.cache_info_spec or None,
-            block_size_label=engine.cache_block_size_label_name,
-            num_blocks_label=engine.cache_num_blocks_label_name,
-            block_size=engine.cache_block_size_spec or None,
-            num_blocks=engine.cache_num_blocks_spec or None,
-        )
-        for engine in params.engine_configs
-    }
-    return Extraction({**ENGINES, **configured}, params.default_engine, params.engine_label_key)

@@ -24,7 +24,8 @@ usage: epp [flags]                 serve
        epp config check FILE       say what is wrong with an EndpointPickerConfig, or that nothing is
        epp config show FILE        print the effective configuration, defaults and wiring included
 
-flags (Go syntax: -x or --x, booleans as --x=false):
+Flags have Go's syntax: -x or --x, booleans as --x=false.
+
 {flags.usage()}
 """
 
@@ -32,10 +33,10 @@ flags (Go syntax: -x or --x, booleans as --x=false):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line; returns the exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    if any(word in {"-h", "-help", "--help"} for word in words[:1]):
+    command, rest = (words[0], words[1:]) if words and words[0] and not words[0].startswith("-") else ("serve", words)
+    if command == "serve" and not {"-h", "-help", "--help"}.isdisjoint(words):
         print(USAGE, end="")
         return 0
-    command, rest = (words[0], words[1:]) if words and words[0] and not words[0].startswith("-") else ("serve", words)
     if command not in COMMANDS:
         print(f"epp: unknown command {command!r}; one of: {', '.join(sorted(COMMANDS))} (see epp --help)", file=sys.stderr)
         return 2
@@ -50,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _serve(arguments: Sequence[str]) -> int:
-    options = flags.parse(arguments)
+    options = flags.parse(arguments, os.environ)
     # The tokenizer is proven in a child process; gRPC's own fork handlers would only complain about it.
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
     from epp import app  # noqa: PLC0415  # serving's imports only when serving

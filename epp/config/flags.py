@@ -1,16 +1,18 @@
 """llm-d's command line: Go flag syntax to one frozen record (spec/protocol.md 5.2, spec/deploy.md 1.5).
 
 `-x` and `--x` are the same, values follow `=` or a space, a bare boolean is true (its value must be attached), camelCase
-names are accepted, empty arguments are ignored and the last occurrence wins. A flag that llm-d knows and epp does not
-support yet is an error that says so: nothing is parsed and ignored. Pure; called once by epp.cli.
+names are accepted, empty arguments are ignored and the last occurrence wins. Nothing is parsed and ignored: a flag acts,
+or what it asks for holds anyway, which a note says where somebody asks for something else, or it is an error that says
+"known, not supported yet". Pure; called once by epp.cli, which also gives it the environment.
 """
 
 import difflib
 import re
+import ssl
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 
-from epp.config.units import parse_duration
+from epp.config import flag_values as values
 from epp.errors import ConfigError
 
 
@@ -23,15 +25,47 @@ class ServeOptions:
     grpc_port: int = 9002
     grpc_health_port: int = 9003
     metrics_port: int = 9090
-    secure_serving: bool = True
-    pool_name: str = "epp"
-    refresh_metrics_interval: float = 0.05
-    drain_timeout: float = 30.0
+    transport: str = "grpc"
     grpc_max_recv_msg_size: int = 4 << 20
     max_request_body: int = 64 << 20
+    drain_timeout: float = 30.0
+    secure_serving: bool = True
+    cert_path: str = ""
+    enable_cert_reload: bool = False
+    tls_min_version: ssl.TLSVersion = ssl.TLSVersion.TLSv1_2
+    tls_cipher_suites: tuple[str, ...] = ()
+    """OpenSSL's names."""
+    pool_name: str = ""
+    pool_namespace: str = ""
+    pool_group: str = "inference.networking.k8s.io"
+    endpoint_selector: str = ""
+    endpoint_target_ports: tuple[int, ...] = ()
     disable_endpoint_subset_filter: bool = False
+    emit_endpoint_scores: bool = False
+    instance_id: str = ""
+    refresh_metrics_interval: float = 0.05
+    refresh_prometheus_metrics_interval: float = 5.0
+    metrics_staleness_threshold: float = 2.0
+    total_queued_requests_metric: str = ""
+    total_running_requests_metric: str = ""
+    kv_cache_usage_percentage_metric: str = ""
+    lora_info_metric: str = ""
+    cache_info_metric: str = ""
+    model_server_metrics_port: int = 0
+    model_server_metrics_path: str = ""
+    model_server_metrics_scheme: str = ""
+    model_server_metrics_https_insecure_skip_verify: bool = True
+    enable_grpc_stream_metrics: bool = False
+    metrics_cert_dir: str = ""
+    metrics_client_ca_file: str = ""
     decision_log: str = ""
     v: int = 2
+    zap_encoder: str = ""
+    zap_log_level: str = ""
+    zap_time_encoding: str = ""
+    zap_stacktrace_level: str = ""
+    notes: tuple[str, ...] = field(default=())
+    """Sentences about flags whose effect is not the one asked for; to be logged at start."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,107 +75,169 @@ class Flag:
     name: str
     parse: Callable[[str], object]
     help: str
+    instead: str = ""
+    """What holds whatever the flag says; empty: it acts."""
+    holds: object = None
+    """The value with which the flag says just that."""
 
 
-MIN_REFRESH_INTERVAL_S = 0.05
-BYTE_UNITS: Mapping[str, int] = {
-    "": 1, "k": 10**3, "K": 10**3, "M": 10**6, "G": 10**9, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30,
-}  # fmt: skip
-
-
-def parse_bytes(text: str) -> int:
-    """Bytes of a Kubernetes quantity with an optional trailing B, such as "10MiB" or "25MB". Raises ValueError."""
-    number = text.rstrip("Bb") if text[-1:] in "Bb" else text
-    digits = number.rstrip("kKMGi")
-    unit = number[len(digits) :]
-    if not digits.isascii() or not digits.isdigit() or unit not in BYTE_UNITS:
-        raise ValueError('expected a size such as "10MiB" or "25MB"')
-    return int(digits) * BYTE_UNITS[unit]
-
-
-def _parse_bool(text: str) -> bool:
-    if text.lower() in {"1", "t", "true"}:
-        return True
-    if text.lower() in {"0", "f", "false"}:
-        return False
-    raise ValueError("expected true or false")
-
-
-def _parse_port(text: str) -> int:
-    if text.isascii() and text.isdigit() and int(text) <= 65535:
-        return int(text)
-    raise ValueError("expected a port, 0 to 65535 (0: one the system chooses)")
-
-
-def _parse_wait(text: str) -> float:
-    seconds = parse_duration(text)
-    if seconds < 0:
-        raise ValueError("must not be negative")
-    return seconds
-
-
-def _parse_interval(text: str) -> float:
-    """At least 50 ms, as llm-d clamps it."""
-    return max(MIN_REFRESH_INTERVAL_S, _parse_wait(text))
-
-
-def _parse_int(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise ValueError("expected a whole number") from None
-
-
-FLAGS: Mapping[str, Flag] = {
-    flag.name: flag
-    for flag in (
+GROUPS: Mapping[str, Sequence[Flag]] = {
+    "configuration": (
         Flag("config-file", str, "path of an EndpointPickerConfig"),
         Flag("config-text", str, "the same as text; not together with --config-file"),
-        Flag("grpc-port", _parse_port, "port of ext_proc, access log and health (default 9002)"),
-        Flag("grpc-health-port", _parse_port, "port of the plaintext health service (default 9003)"),
-        Flag("metrics-port", _parse_port, "port of /metrics (default 9090)"),
-        Flag("secure-serving", _parse_bool, "TLS on the gRPC port (default true; not supported yet: pass --secure-serving=false)"),
-        Flag("pool-name", str, 'name of the pool in metrics when endpoints come from a file (default "epp")'),
-        Flag("refresh-metrics-interval", _parse_interval, "how often /metrics of each endpoint is read (default 50ms, at least that)"),
-        Flag("drain-timeout", _parse_wait, "how long to serve on, not ready, after SIGTERM (default 30s)"),
-        Flag("grpc-max-recv-msg-size", parse_bytes, "largest gRPC message accepted (default 4MiB)"),
-        Flag("max-request-body", parse_bytes, "largest request body; larger ones get 413 (default 64MiB)"),
-        Flag("disable-endpoint-subset-filter", _parse_bool, "ignore the subset the data plane asks for (default false)"),
+    ),
+    "serving": (
+        Flag("grpc-port", values.port, "port of ext_proc, access log and health (default 9002)"),
+        Flag("grpc-health-port", values.port, "port of the health service, always in plaintext (default 9003)"),
+        Flag("metrics-port", values.port, "port of /metrics (default 9090)"),
+        Flag("transport", values.choice("fast", "grpc"), "fast: libnghttp2 in this process; grpc: grpc.aio (default grpc)"),
+        Flag("grpc-max-recv-msg-size", values.size, "largest gRPC message accepted (default 4MiB)"),
+        Flag("max-request-body", values.size, "largest request body; larger ones get 413 (default 64MiB)"),
+        Flag("drain-timeout", values.wait, "how long to serve on, not ready, after SIGTERM (default 30s)"),
+    ),
+    "TLS on the gRPC port": (
+        Flag("secure-serving", values.boolean, "TLS (default true); false: plaintext HTTP/2"),
+        Flag("cert-path", str, "folder with tls.crt and tls.key (default: a self-signed certificate, in memory)"),
+        Flag("enable-cert-reload", values.boolean, "follow the files of --cert-path (default false)"),
+        Flag("tls-min-version", values.tls_version, "oldest version, VersionTLS12 or VersionTLS13 (default VersionTLS12)"),
+        Flag("tls-cipher-suites", values.tls_suites, "suites of TLS 1.2, Go's names (default: OpenSSL's choice)"),
+    ),
+    "pool": (
+        Flag("pool-name", str, 'name of the pool; names it in metrics where endpoints come from a file (default "epp")'),
+        Flag("pool-namespace", str, "its namespace (default: $NAMESPACE, then default)"),
+        Flag(
+            "pool-group",
+            values.choice("inference.networking.k8s.io", "inference.networking.x-k8s.io"),
+            "API group of the InferencePool (default inference.networking.k8s.io)",
+        ),
+        Flag("endpoint-selector", str, "label selector of the pods, in place of a pool"),
+        Flag("endpoint-target-ports", values.target_ports, "their ports, 1 to 8 of them"),
+        Flag("disable-endpoint-subset-filter", values.boolean, "ignore the subset the data plane asks for (default false)"),
+        Flag("emit-endpoint-scores", values.boolean, "tell the data plane the score of each endpoint (default false)"),
+        Flag("instance-id", str, "tells this picker from others behind the same Envoy (default: $POD_NAME, then made up)"),
+    ),
+    "endpoints' metrics": (
+        Flag(
+            "refresh-metrics-interval", values.refresh_interval, "how often /metrics of each endpoint is read (default 50ms, at least that)"
+        ),
+        Flag("metrics-staleness-threshold", values.period, "older readings are left out of the pool's averages (default 2s)"),
+        Flag("model-server-metrics-port", values.port, "port of their /metrics (default 0: the one that serves)"),
+        Flag("model-server-metrics-path", str, "its path (default /metrics)"),
+        Flag("model-server-metrics-scheme", values.choice("http", "https"), "http or https (default http)"),
+        Flag("model-server-metrics-https-insecure-skip-verify", values.boolean, "do not verify their certificates (default true)"),
+        Flag("total-queued-requests-metric", str, "vLLM's name of it, as name{label=value}"),
+        Flag("total-running-requests-metric", str, "likewise"),
+        Flag("kv-cache-usage-percentage-metric", str, "likewise"),
+        Flag("lora-info-metric", str, "likewise"),
+        Flag("cache-info-metric", str, "likewise"),
+    ),
+    "observation": (
+        Flag("refresh-prometheus-metrics-interval", values.period, "how often the pool's averages are computed (default 5s)"),
+        Flag("enable-grpc-stream-metrics", values.boolean, "metrics of ext_proc streams (default false)"),
+        Flag("metrics-cert-dir", str, "folder with tls.crt and tls.key: /metrics over TLS; needs --metrics-client-ca-file"),
+        Flag("metrics-client-ca-file", str, "clients of /metrics must show a certificate of this CA"),
         Flag("decision-log", str, "file that gets one JSON line a decision and one an end: who was picked and why"),
-        Flag("v", _parse_int, "verbosity of the log: 2 default, 3 verbose, 4 debug (default 2)"),
-    )
+        Flag("v", values.integer, "verbosity of the log: 2 default, 3 verbose, 4 debug (default 2)"),
+        Flag("zap-encoder", values.choice("console", "json"), "form of a log line (default console)"),
+        Flag("zap-log-level", values.level, "debug, info, warn, error, panic or a verbosity; overrides -v"),
+        Flag(
+            "zap-time-encoding",
+            values.choice("epoch", "millis", "nano", "iso8601", "rfc3339", "rfc3339nano"),
+            "time in a log line (default rfc3339 with milliseconds)",
+        ),
+        Flag("zap-stacktrace-level", values.level, "least level that shows stack traces (default error)"),
+    ),
+    "accepted; what they ask for holds anyway, or has no meaning here": (
+        Flag(
+            "health-checking",
+            values.boolean,
+            "health is always served, on both ports",
+            "health is always served, on both ports",
+            holds=True,
+        ),
+        Flag("tracing", values.boolean, "there are no traces yet", "there are no traces yet", holds=False),
+        Flag("enable-pprof", values.boolean, "/debug/pprof is Go's", "/debug/pprof is Go's and does not exist here", holds=False),
+        Flag(
+            "metrics-endpoint-auth",
+            values.boolean,
+            "/metrics asks for no token: that takes the Kubernetes API",
+            "/metrics asks for no token; to protect it give --metrics-cert-dir and --metrics-client-ca-file",
+            holds=False,
+        ),
+        Flag("allow-experimental-plugins", values.boolean, "no plugin here is experimental", "no plugin here is experimental", holds=False),
+        Flag("grpc-max-send-msg-size", values.size, "no reply is larger than 64 KB", "no reply is larger than 64 KB", holds=0),
+        Flag(
+            "zap-devel",
+            values.boolean,
+            "sets defaults that have flags of their own",
+            "use --zap-encoder, --zap-log-level and --zap-stacktrace-level",
+            holds=True,
+        ),
+        Flag(
+            "destination-endpoint-hint-key",
+            values.exactly("x-gateway-destination-endpoint", "the protocol has fixed this name"),
+            "x-gateway-destination-endpoint",
+            "",
+            holds="x-gateway-destination-endpoint",
+        ),
+        Flag(
+            "destination-endpoint-hint-metadata-namespace",
+            values.exactly("envoy.lb", "the protocol has fixed this name"),
+            "envoy.lb",
+            "",
+            holds="envoy.lb",
+        ),
+    ),
 }
+FLAGS: Mapping[str, Flag] = {flag.name: flag for flags in GROUPS.values() for flag in flags}
+_WITHOUT_FIELD = frozenset(flag.name for flag in GROUPS["accepted; what they ask for holds anyway, or has no meaning here"])
 
-# llm-d's and GIE's flags that wait for the capability they belong to (spec/protocol.md 5.2, spec/deploy.md 1.5).
-NOT_YET = frozenset(
-    """
-    pool-group pool-namespace endpoint-selector endpoint-target-ports ha-enable-leader-election emit-endpoint-scores grpc-max-send-msg-size
-    refresh-prometheus-metrics-interval metrics-staleness-threshold total-queued-requests-metric total-running-requests-metric
-    kv-cache-usage-percentage-metric lora-info-metric cache-info-metric zap-devel zap-encoder zap-log-level zap-stacktrace-level zap-time-encoding
-    tracing health-checking enable-pprof cert-path enable-cert-reload enable-grpc-stream-metrics tls-min-version tls-cipher-suites
-    metrics-endpoint-auth metrics-client-ca-file metrics-cert-dir allow-experimental-plugins model-server-metrics-port model-server-metrics-path
-    model-server-metrics-scheme model-server-metrics-https-insecure-skip-verify destination-endpoint-hint-key
-    destination-endpoint-hint-metadata-namespace
-    """.split()
-)
+# Flags that wait for the capability they belong to; with their neutral value they may be given.
+NOT_YET: Mapping[str, str] = {"ha-enable-leader-election": "false"}
+
+# Variables of capabilities that do not exist yet (spec/protocol.md 5.3): set, they change nothing, which is said.
+_UNUSED_VARIABLES = ("OTEL_", "TRAINING_SERVER_URL", "PREDICTION_SERVER_URL", "LATENCY_")
 
 
-def parse(arguments: Sequence[str]) -> ServeOptions:
+def parse(arguments: Sequence[str], environment: Mapping[str, str] | None = None) -> ServeOptions:
     """The options of one command line. Raises ConfigError that names the flag and the remedy."""
-    values: dict[str, object] = {}
+    environment = environment or {}
+    given: dict[str, object] = {}
+    notes: dict[str, str] = {}
     for name, text in _pairs(arguments):
         flag = FLAGS[name]
         try:
-            values[name.replace("-", "_")] = flag.parse(text)
+            value = flag.parse(text)
         except ValueError as error:
             raise ConfigError(f"--{name}: {text!r}: {error}") from None
-    options = ServeOptions(**values)  # type: ignore[arg-type]  # FLAGS and the fields are held together by a test
+        if name not in _WITHOUT_FIELD:
+            given[name.replace("-", "_")] = value
+        elif flag.instead and value != flag.holds:
+            notes[name] = f"--{name}={text}: {flag.instead}"
+    if unused := sorted(name for name in environment if name.startswith(_UNUSED_VARIABLES)):
+        notes["environment"] = f"environment: {', '.join(unused)} without effect: traces and latency prediction do not exist here yet"
+    given.setdefault("pool_namespace", environment.get("NAMESPACE") or "default")
+    given.setdefault("instance_id", environment.get("POD_NAME", ""))
+    options = ServeOptions(**given, notes=tuple(notes.values()))  # type: ignore[arg-type]  # FLAGS and the fields are held together below
+    _check(options)
+    return options
+
+
+def _check(options: ServeOptions) -> None:
+    """Flags that contradict each other."""
     if bool(options.config_file) == bool(options.config_text):
         problem = "both are given, which one counts?" if options.config_file else "neither is given; epp has no built-in configuration yet"
         raise ConfigError(f"--config-file, --config-text: {problem}")
-    if options.secure_serving:
-        raise ConfigError("--secure-serving: TLS is not supported yet; pass --secure-serving=false to serve plaintext")
-    return options
+    if options.pool_name and options.endpoint_selector:
+        raise ConfigError("--pool-name, --endpoint-selector: both are given, which one counts?")
+    if bool(options.endpoint_selector) != bool(options.endpoint_target_ports):
+        raise ConfigError("--endpoint-selector, --endpoint-target-ports: give both or none")
+    if options.enable_cert_reload and not options.cert_path:
+        raise ConfigError("--enable-cert-reload: there is nothing to reload without --cert-path")
+    if bool(options.metrics_cert_dir) != bool(options.metrics_client_ca_file):
+        raise ConfigError(
+            "--metrics-cert-dir, --metrics-client-ca-file: give both: TLS without client certificates protects nothing while /metrics asks for no token"
+        )
 
 
 def _pairs(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
@@ -152,10 +248,12 @@ def _pairs(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
             raise ConfigError(f"{argument!r}: not a flag; flags look like --grpc-port=9002 (booleans need the '=': --secure-serving=false)")
         written, equals, text = argument.lstrip("-").partition("=")
         name = _kebab(written)
+        if name in NOT_YET and (text.lower() if equals else "true") == NOT_YET[name]:
+            continue
         if name not in FLAGS:
             raise ConfigError(_unknown(written, name))
         if not equals:
-            text = "true" if FLAGS[name].parse is _parse_bool else _next(rest, name)
+            text = "true" if FLAGS[name].parse is values.boolean else _next(rest, name)
         yield name, text
 
 
@@ -179,9 +277,14 @@ def _unknown(written: str, name: str) -> str:
 
 
 def usage() -> str:
-    """The flags, a line each."""
+    """The flags by group, a line each."""
     width = max(map(len, FLAGS)) + 4
-    return "\n".join(f"  {'--' + flag.name:<{width}}{flag.help}" for flag in FLAGS.values())
+    lines = []
+    for group, flags in GROUPS.items():
+        lines += ["", f"{group}:", *(f"  {'--' + flag.name:<{width}}{flag.help}" for flag in flags)]
+    return "\n".join(lines[1:])
 
 
-assert {flag.replace("-", "_") for flag in FLAGS} == {field.name for field in fields(ServeOptions)}
+assert {name.replace("-", "_") for name in FLAGS if name not in _WITHOUT_FIELD} | {"notes"} == {
+    field.name for field in fields(ServeOptions)
+}

@@ -1,51 +1,100 @@
-"""The command line: Go syntax, llm-d's names, clear refusals."""
+"""The command line: Go syntax, llm-d's names, clear refusals, and the argument lists of those who start pickers."""
+
+import json
+from dataclasses import fields
+from pathlib import Path
 
 import pytest
 
-from epp.config.flags import NOT_YET, ServeOptions, parse, parse_bytes, usage
+from epp.config import flag_values
+from epp.config.flags import FLAGS, NOT_YET, ServeOptions, parse, usage
 from epp.errors import ConfigError
 
-MINIMUM = ["--config-text=x", "--secure-serving=false"]
+MINIMUM = ["--config-text=x"]
+ARGUMENT_LISTS = Path(__file__).parents[2] / "data" / "args"
+
+
+def changed(options: ServeOptions) -> dict[str, object]:
+    """The options that differ from their defaults."""
+    default = ServeOptions()
+    return {field.name: value for field in fields(options) if (value := getattr(options, field.name)) != getattr(default, field.name)}
 
 
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["--grpc-port=9"], ServeOptions(grpc_port=9)),
-        (["--grpc-port", "9"], ServeOptions(grpc_port=9)),
-        (["-grpc-port=9"], ServeOptions(grpc_port=9)),
-        (["-grpcPort", "9"], ServeOptions(grpc_port=9)),
-        (["--grpc-port=9", "--grpc-port=10"], ServeOptions(grpc_port=10)),
-        (["", "--grpc-port=9", " "], ServeOptions(grpc_port=9)),
-        (["--disable-endpoint-subset-filter"], ServeOptions(disable_endpoint_subset_filter=True)),
-        (["--disable-endpoint-subset-filter", "--v=4"], ServeOptions(disable_endpoint_subset_filter=True, v=4)),
-        (["--refresh-metrics-interval=100ms"], ServeOptions(refresh_metrics_interval=0.1)),
-        (["--refresh-metrics-interval=1ms"], ServeOptions(refresh_metrics_interval=0.05)),
-        (["--max-request-body", "10MiB"], ServeOptions(max_request_body=10 << 20)),
+        (["--grpc-port=9"], {"grpc_port": 9}),
+        (["--grpc-port", "9"], {"grpc_port": 9}),
+        (["-grpc-port=9"], {"grpc_port": 9}),
+        (["-grpcPort", "9"], {"grpc_port": 9}),
+        (["--grpc-port=9", "--grpc-port=10"], {"grpc_port": 10}),
+        (["", "--grpc-port=9", " "], {"grpc_port": 9}),
+        (["--disable-endpoint-subset-filter"], {"disable_endpoint_subset_filter": True}),
+        (["--disable-endpoint-subset-filter", "--v=4"], {"disable_endpoint_subset_filter": True, "v": 4}),
+        (["--secure-serving=F"], {"secure_serving": False}),
+        (["--refresh-metrics-interval=100ms"], {"refresh_metrics_interval": 0.1}),
+        (["--refresh-metrics-interval=1ms"], {}),
+        (["--max-request-body", "10MiB"], {"max_request_body": 10 << 20}),
+        (["--tls-cipher-suites=TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256"], {"tls_cipher_suites": ("ECDHE-RSA-AES128-GCM-SHA256",)}),
+        (["--ha-enable-leader-election=false"], {}),
     ],
 )
-def test_go_syntax_is_understood(arguments: list[str], expected: ServeOptions) -> None:
+def test_go_syntax_is_understood(arguments: list[str], expected: dict[str, object]) -> None:
     """One or two dashes, '=' or space, camelCase, bare booleans, empty arguments, last wins."""
-    options = parse([*MINIMUM, *arguments])
+    assert changed(parse([*MINIMUM, *arguments])) == {"config_text": "x", "pool_namespace": "default"} | expected
 
-    assert {name: getattr(options, name) for name in ServeOptions.__slots__} == {
-        name: getattr(expected, name) for name in ServeOptions.__slots__
-    } | {"config_text": "x", "secure_serving": False}
+
+@pytest.mark.parametrize("path", sorted(ARGUMENT_LISTS.glob("*.json")), ids=lambda path: path.stem)
+def test_argument_lists_in_the_field(path: Path) -> None:
+    """What each version of KServe and the charts pass is understood as they mean it; what has no effect here is told."""
+    fixture = json.loads(path.read_text())
+    options = changed(parse(fixture["arguments"], fixture["environment"]))
+    assert list(options.pop("notes", ())) == fixture["notes"]  # type: ignore[call-overload]  # a tuple
+    expected = {name: tuple(value) if isinstance(value, list) else value for name, value in fixture["options"].items()}
+    assert options == {"pool_namespace": "default"} | expected
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, ("default", "")),
+        ({"NAMESPACE": "serving", "POD_NAME": "epp-0"}, ("serving", "epp-0")),
+        ({"NAMESPACE": ""}, ("default", "")),
+    ],
+)
+def test_the_environment_fills_in(environment: dict[str, str], expected: tuple[str, str]) -> None:
+    """NAMESPACE and POD_NAME count where no flag says otherwise."""
+    options = parse(MINIMUM, environment)
+    assert (options.pool_namespace, options.instance_id) == expected
+    options = parse([*MINIMUM, "--pool-namespace=flag", "--instance-id=me"], environment)
+    assert (options.pool_namespace, options.instance_id) == ("flag", "me")
 
 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
         ([*MINIMUM, "--grpc-prot=9"], "--grpc-prot: unknown flag, did you mean --grpc-port?"),
-        ([*MINIMUM, "--tracing=false"], "--tracing: known, not supported yet"),
+        ([*MINIMUM, "--ha-enable-leader-election"], "--ha-enable-leader-election: known, not supported yet"),
         ([*MINIMUM, "--grpc-port=70000"], "--grpc-port: '70000': expected a port"),
         ([*MINIMUM, "--drain-timeout=30"], "--drain-timeout: '30': must be a duration"),
         ([*MINIMUM, "--drain-timeout=-1s"], "--drain-timeout: '-1s': must not be negative"),
+        ([*MINIMUM, "--metrics-staleness-threshold=0s"], "--metrics-staleness-threshold: '0s': must be above 0s"),
         ([*MINIMUM, "--v"], "--v: needs a value"),
+        ([*MINIMUM, "--v=loud"], "--v: 'loud': expected a whole number"),
+        ([*MINIMUM, "--transport=quic"], "--transport: 'quic': expected fast or grpc"),
         ([*MINIMUM, "--disable-endpoint-subset-filter", "false"], "'false': not a flag"),
-        (["--secure-serving=false"], "neither is given"),
+        ([*MINIMUM, "--secure-serving=maybe"], "--secure-serving: 'maybe': expected true or false"),
+        ([*MINIMUM, "--tls-min-version=1.2"], "expected VersionTLS10, VersionTLS11, VersionTLS12 or VersionTLS13"),
+        ([*MINIMUM, "--zap-log-level=loud"], "--zap-log-level: 'loud': expected debug, info, warn, error or panic"),
+        ([*MINIMUM, "--destination-endpoint-hint-key=x-mine"], "the protocol has fixed this name"),
+        ([*MINIMUM, "--enable-cert-reload"], "--enable-cert-reload: there is nothing to reload without --cert-path"),
+        ([*MINIMUM, "--metrics-cert-dir=/x"], "--metrics-cert-dir, --metrics-client-ca-file: give both"),
+        ([*MINIMUM, "--metrics-client-ca-file=/x"], "--metrics-cert-dir, --metrics-client-ca-file: give both"),
+        ([*MINIMUM, "--pool-name=a", "--endpoint-selector=b", "--endpoint-target-ports=1"], "--pool-name, --endpoint-selector: both"),
+        ([*MINIMUM, "--endpoint-selector=b"], "--endpoint-selector, --endpoint-target-ports: give both or none"),
+        ([*MINIMUM, "--endpoint-selector=b", "--endpoint-target-ports=1,2,3,4,5,6,7,8,9"], "expected 1 to 8 ports"),
+        ([], "neither is given"),
         ([*MINIMUM, "--config-file=y"], "both are given"),
-        (["--config-text=x"], "pass --secure-serving=false"),
     ],
 )
 def test_a_wrong_command_line_is_refused_with_its_remedy(arguments: list[str], sentence: str) -> None:
@@ -56,22 +105,41 @@ def test_a_wrong_command_line_is_refused_with_its_remedy(arguments: list[str], s
     assert sentence in str(refusal.value)
 
 
+@pytest.mark.parametrize(
+    ("argument", "note"),
+    [
+        ("--tracing=true", "--tracing=true: there are no traces yet"),
+        ("--tracing=false", None),
+        ("--health-checking=false", "--health-checking=false: health is always served, on both ports"),
+        ("--health-checking", None),
+        (
+            "--metrics-endpoint-auth=true",
+            "--metrics-endpoint-auth=true: /metrics asks for no token; to protect it give --metrics-cert-dir and --metrics-client-ca-file",
+        ),
+        ("--allow-experimental-plugins", "--allow-experimental-plugins=true: no plugin here is experimental"),
+    ],
+)
+def test_what_has_no_effect_is_told(argument: str, note: str | None) -> None:
+    """A flag that asks for something else than what holds here is accepted, and a line in the log says so."""
+    assert parse([*MINIMUM, argument]).notes == (() if note is None else (note,))
+
+
 @pytest.mark.parametrize(("text", "size"), [("10", 10), ("10MiB", 10 << 20), ("25MB", 25_000_000), ("4Gi", 4 << 30), ("5k", 5000)])
 def test_sizes_are_quantities(text: str, size: int) -> None:
     """Kubernetes quantities, with or without the trailing B."""
-    assert parse_bytes(text) == size
+    assert flag_values.size(text) == size
 
 
 @pytest.mark.parametrize("text", ["", "-1", "1.5", "MiB", "10 MB", "10MMB"])
 def test_what_is_no_size_is_refused(text: str) -> None:
     """Whole, non-negative numbers only."""
     with pytest.raises(ValueError, match="expected a size"):
-        parse_bytes(text)
+        flag_values.size(text)
 
 
 def test_help_lists_every_flag_that_works_and_none_that_does_not() -> None:
     """--help is the truth."""
     lines = usage()
 
-    assert all(f"--{name.replace('_', '-')} " in lines for name in ServeOptions.__slots__)
-    assert not any(f"--{name} " in lines for name in NOT_YET)
+    assert all(f"  --{name} " in lines for name in FLAGS)
+    assert not any(f"  --{name} " in lines for name in NOT_YET)

@@ -1,0 +1,148 @@
+"""What a flag's text may be: each function turns one into its value, or raises ValueError that says what was expected. Pure."""
+
+import difflib
+import ssl
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
+
+from epp.config.units import parse_duration
+
+_BYTE_UNITS: Final[Mapping[str, int]] = {
+    "": 1, "k": 10**3, "K": 10**3, "M": 10**6, "G": 10**9, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30,
+}  # fmt: skip
+_TRUE, _FALSE = frozenset({"1", "t", "true"}), frozenset({"0", "f", "false"})
+
+# Go's names. What is older than 1.2 is not offered: HTTP/2 forbids it (RFC 9113 9.2).
+_TLS_VERSIONS: Final = {
+    "VersionTLS10": ssl.TLSVersion.TLSv1_2,
+    "VersionTLS11": ssl.TLSVersion.TLSv1_2,
+    "VersionTLS12": ssl.TLSVersion.TLSv1_2,
+    "VersionTLS13": ssl.TLSVersion.TLSv1_3,
+}
+# Go's names to OpenSSL's: the suites of TLS 1.2 that HTTP/2 permits (RFC 9113, appendix A, lists the others).
+_TLS_SUITES: Final = {
+    "TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256": "ECDHE-ECDSA-AES128-GCM-SHA256",
+    "TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384": "ECDHE-ECDSA-AES256-GCM-SHA384",
+    "TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256": "ECDHE-ECDSA-CHACHA20-POLY1305",
+    "TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256": "ECDHE-RSA-AES128-GCM-SHA256",
+    "TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384": "ECDHE-RSA-AES256-GCM-SHA384",
+    "TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256": "ECDHE-RSA-CHACHA20-POLY1305",
+}
+# As in Go, these are always on and cannot be chosen.
+_TLS13_SUITES: Final = frozenset(("TLS_AES_128_GCM_SHA256", "TLS_AES_256_GCM_SHA384", "TLS_CHACHA20_POLY1305_SHA256"))
+
+MIN_REFRESH_INTERVAL_S: Final = 0.05
+
+
+def size(text: str) -> int:
+    """Bytes of a Kubernetes quantity with an optional trailing B, such as "10MiB" or "25MB"."""
+    number = text.rstrip("Bb") if text[-1:] in "Bb" else text
+    digits = number.rstrip("kKMGi")
+    unit = number[len(digits) :]
+    if not digits.isascii() or not digits.isdigit() or unit not in _BYTE_UNITS:
+        raise ValueError('expected a size such as "10MiB" or "25MB"')
+    return int(digits) * _BYTE_UNITS[unit]
+
+
+def boolean(text: str) -> bool:
+    """As Go's strconv.ParseBool, in any case."""
+    if text.lower() in _TRUE:
+        return True
+    if text.lower() in _FALSE:
+        return False
+    raise ValueError("expected true or false")
+
+
+def port(text: str) -> int:
+    """A TCP port; 0: one the system chooses."""
+    if text.isascii() and text.isdigit() and int(text) <= 65535:
+        return int(text)
+    raise ValueError("expected a port, 0 to 65535 (0: one the system chooses)")
+
+
+def target_ports(text: str) -> tuple[int, ...]:
+    """1 to 8 ports, a comma list."""
+    ports = tuple(port(part.strip()) for part in text.split(",") if part.strip())
+    if not 1 <= len(ports) <= 8:
+        raise ValueError("expected 1 to 8 ports, such as 8000,8001")
+    return ports
+
+
+def wait(text: str) -> float:
+    """Seconds of a Go duration from zero on."""
+    seconds = parse_duration(text)
+    if seconds < 0:
+        raise ValueError("must not be negative")
+    return seconds
+
+
+def period(text: str) -> float:
+    """Seconds of a Go duration above zero."""
+    seconds = parse_duration(text)
+    if seconds <= 0:
+        raise ValueError("must be above 0s")
+    return seconds
+
+
+def refresh_interval(text: str) -> float:
+    """At least 50 ms, as llm-d clamps it."""
+    return max(MIN_REFRESH_INTERVAL_S, wait(text))
+
+
+def integer(text: str) -> int:
+    """A whole number."""
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError("expected a whole number") from None
+
+
+def choice(*allowed: str) -> Callable[[str], str]:
+    """One of some words."""
+
+    def parse(text: str) -> str:
+        if text in allowed:
+            return text
+        raise ValueError(f"expected {_or(allowed)}")
+
+    return parse
+
+
+def level(text: str) -> str:
+    """A level of controller-runtime's zap flags: a word, or a number that is a verbosity."""
+    if text.isascii() and text.isdigit():
+        return text
+    return choice("debug", "info", "warn", "error", "panic")(text)
+
+
+def tls_version(text: str) -> ssl.TLSVersion:
+    """The oldest version to offer, by Go's name."""
+    if text in _TLS_VERSIONS:
+        return _TLS_VERSIONS[text]
+    raise ValueError(f"expected {_or(tuple(_TLS_VERSIONS))}")
+
+
+def tls_suites(text: str) -> tuple[str, ...]:
+    """OpenSSL's names of a comma list of Go's; those of TLS 1.3 are always on and left out."""
+    names = [name for part in text.split(",") if (name := part.strip())]
+    for name in names:
+        if name not in _TLS_SUITES and name not in _TLS13_SUITES:
+            close = difflib.get_close_matches(name, _TLS_SUITES, n=1, cutoff=0.8)
+            remedy = f"did you mean {close[0]}?" if close else f"there are {', '.join(_TLS_SUITES)}"
+            raise ValueError(f"{name} is no cipher suite that HTTP/2 permits; {remedy}")
+    return tuple(_TLS_SUITES[name] for name in names if name in _TLS_SUITES)
+
+
+def exactly(value: str, why: str) -> Callable[[str], str]:
+    """A flag that can only have the value it has anyway."""
+
+    def parse(text: str) -> str:
+        if text == value:
+            return text
+        raise ValueError(f"{why}: only {value!r} is possible")
+
+    return parse
+
+
+def _or(words: Sequence[str]) -> str:
+    return f"{', '.join(words[:-1])} or {words[-1]}"
