@@ -52,6 +52,9 @@ build/vllm-model/config.json: $(VLLM)/.ready tools/vllm/make_model.py
 demo-vllm: $(VENV)/.base build/vllm-model/config.json ## two real vLLM engines on CPU behind Envoy and epp, beside plain round robin (6 minutes)
 	@$(BIN)/epp demo-vllm --vllm $(VLLM) --model build/vllm-model
 
+bench: $(VENV)/.dev ## what epp costs a request, beside the Envoy it serves (6 minutes; ARGS=--quick: 2)
+	@GRPC_ENABLE_FORK_SUPPORT=0 $(BIN)/python -m bench $(ARGS)
+
 check: $(VENV)/.dev ## lint, types, import contracts, generated code
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
@@ -66,7 +69,18 @@ format: $(VENV)/.dev ## format the code
 proto: $(VENV)/.dev ## regenerate epp/_proto from proto/
 	@$(BIN)/python tools/proto.py
 
+envoy: $(VENV)/.dev ## rewrite envoy/*.yaml from epp/testing/bootstrap
+	@$(BIN)/python tools/envoy.py
+
+H2SPEC := .tools/h2spec
+$(H2SPEC):
+	@command -v go >/dev/null || { echo "epp: h2spec is built with Go; on Debian: apt-get install golang-go" >&2; exit 1; }
+	@GOBIN=$(CURDIR)/.tools go install github.com/summerwind/h2spec/cmd/h2spec@v2.2.1+incompatible
+
+h2spec: $(VENV)/.dev $(H2SPEC) ## the HTTP/2 conformance suite h2spec against the fast transport (1 minute)
+	@$(BIN)/pytest tests/h2spec
+
 clean: ## remove the environment and everything built
 	rm -rf $(VENV) build .tools .mypy_cache .ruff_cache .hypothesis
 
-.PHONY: help demo test test-envoy test-demo test-newest demo-vllm check format proto clean
+.PHONY: help demo test test-envoy test-demo test-newest demo-vllm bench check format proto envoy h2spec clean

@@ -10,6 +10,8 @@ from typing import Final
 DESTINATION_ENDPOINT: Final = "x-gateway-destination-endpoint"
 # Every scored candidate's total, beside DESTINATION_ENDPOINT in the metadata (llm-d, --emit-endpoint-scores).
 ENDPOINT_SCORES: Final = "x-gateway-destination-endpoint-scores"
+# Metadata key, in the same namespace, of the endpoint that served the answer.
+SERVED_ENDPOINT: Final = "x-gateway-destination-endpoint-served"
 # Dynamic metadata namespace of DESTINATION_ENDPOINT.
 DESTINATION_NAMESPACE: Final = "envoy.lb"
 # filter_metadata namespace and key by which the data plane restricts the candidates.
@@ -39,6 +41,8 @@ LEGACY_ENGINE_TYPE_LABEL: Final = "inference.networking.k8s.io/engine-type"
 # Dynamic metadata namespace and key by which an access-log entry is matched to its decision.
 EPP_NAMESPACE: Final = "epp"
 DECISION_ID: Final = "decision"
+# Attributes by which Envoy names a request in ext_proc as it does in its access log (epp.extproc.origin).
+ORIGIN_ATTRIBUTES: Final = ("request.time", "source.address")
 # Labels of an endpoint that name the base ports of its KV-event sockets; a rank adds its index.
 KV_EVENTS_PORT_LABEL: Final = "epp.internal/kv-events-port"
 KV_REPLAY_PORT_LABEL: Final = "epp.internal/kv-replay-port"

@@ -145,7 +145,7 @@ def _origin(message: pb.ProcessingRequest) -> str | None:
     if not attributes:
         return None
     for fields in attributes.values():
-        return origin.from_attributes(fields.fields["request.time"].string_value, fields.fields["source.address"].string_value)
+        return origin.from_attributes(*(fields.fields[name].string_value for name in names.ORIGIN_ATTRIBUTES))
     return None
 
 

@@ -115,6 +115,12 @@ class EnvoyProcess:
             # Whatever the test saw is only a consequence; it stays in view as the context of this one.
             raise died
 
+    @property
+    def pid(self) -> int:
+        """Of the running process."""
+        assert self._process is not None
+        return self._process.pid
+
     async def wait(self) -> None:
         """Until it has ended, which it does only by itself while the context lasts."""
         assert self._process is not None

@@ -31,8 +31,8 @@ def free_ports(count: int) -> list[int]:
         return [int(probe.getsockname()[1]) for probe in probes]
 
 
-async def is_serving(health_port: int) -> bool:
-    """Whether the picker whose health port this is says SERVING."""
+async def is_serving(health_port: int, service: str = "") -> bool:
+    """Whether the picker whose health port this is says SERVING of the service; "" is the picker as a whole."""
     async with grpc.aio.insecure_channel(f"127.0.0.1:{health_port}") as channel:
         check = channel.unary_unary(
             "/grpc.health.v1.Health/Check",
@@ -40,7 +40,7 @@ async def is_serving(health_port: int) -> bool:
             response_deserializer=health_pb2.HealthCheckResponse.FromString,
         )
         try:
-            answer = await check(health_pb2.HealthCheckRequest(), timeout=1.0)
+            answer = await check(health_pb2.HealthCheckRequest(service=service), timeout=1.0)
         except grpc.aio.AioRpcError:
             return False
         return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
@@ -49,9 +49,10 @@ async def is_serving(health_port: int) -> bool:
 class PickerProcess:
     """One running epp: `async with PickerProcess(["--config-text=..."]) as picker: ... picker.grpc_port`."""
 
-    def __init__(self, flags: Sequence[str]) -> None:
-        """`flags` beside ports, plaintext and no drain, which are given."""
+    def __init__(self, flags: Sequence[str], *, started: str = "") -> None:
+        """`flags` stand above plaintext and no drain, not above the ports. It has started once the health service `started` is SERVING."""
         self._flags = flags
+        self._started = started
         self.grpc_port, self.health_port, self.metrics_port = free_ports(3)
         self._process: asyncio.subprocess.Process | None = None
         self._log: Path | None = None
@@ -63,12 +64,12 @@ class PickerProcess:
             with self._log.open("wb") as log:
                 self._process = await asyncio.create_subprocess_exec(
                     *(sys.executable, "-m", "epp"),
-                    f"--grpc-port={self.grpc_port}",
-                    f"--grpc-health-port={self.health_port}",
-                    f"--metrics-port={self.metrics_port}",
                     "--secure-serving=false",
                     "--drain-timeout=0s",
                     *self._flags,
+                    f"--grpc-port={self.grpc_port}",
+                    f"--grpc-health-port={self.health_port}",
+                    f"--metrics-port={self.metrics_port}",
                     stdout=log,
                     stderr=log,
                 )
@@ -79,6 +80,12 @@ class PickerProcess:
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         await self._exit.aclose()
+
+    @property
+    def pid(self) -> int:
+        """Of the running process."""
+        assert self._process is not None
+        return self._process.pid
 
     def log(self) -> str:
         """What it wrote so far."""
@@ -116,7 +123,7 @@ class PickerProcess:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(READY_TIMEOUT_S):
                 while self._process.returncode is None:
-                    if await is_serving(self.health_port):
+                    if await is_serving(self.health_port, self._started):
                         return
                     await asyncio.sleep(0.05)
         raise EppError(f"epp did not get ready; it wrote:\n{self.log()}")

@@ -13,6 +13,7 @@ import pytest_asyncio
 from tests.envoy.rig import MakeRig, Rig, build_rig
 
 SHARED_SERVERS = 8
+TRANSPORTS = ["fast", "grpc"]
 
 
 @pytest.fixture
@@ -21,9 +22,9 @@ def make_rig(tmp_path: Path) -> MakeRig:
     return partial(build_rig, tmp_path)
 
 
-@pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def shared_rig(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Rig]:
-    async with build_rig(tmp_path_factory.mktemp("rig"), servers=SHARED_SERVERS) as made:
+@pytest_asyncio.fixture(scope="session", loop_scope="session", params=TRANSPORTS)
+async def shared_rig(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Rig]:
+    async with build_rig(tmp_path_factory.mktemp("rig"), f"--transport={request.param}", servers=SHARED_SERVERS) as made:
         yield made
 
 

@@ -79,15 +79,24 @@ async def build_rig(
     *flags: str,
     servers: int = 2,
     responses: bootstrap.Responses = bootstrap.Responses.ACCESS_LOG,
+    request_body: str = "FULL_DUPLEX_STREAMED",
+    tls: bool = False,
     extra: Sequence[str] = (),
 ) -> AsyncIterator[Rig]:
-    """`flags` go to epp; `extra` are "ip:port" of endpoints beside the servers, `folder` holds the endpoints file."""
+    """`flags` go to epp; `extra` are "ip:port" of endpoints beside the servers, `folder` holds the endpoints file.
+
+    `request_body` and `responses` are how the filter is configured, `tls` is between Envoy and epp.
+    """
     async with contextlib.AsyncExitStack() as stack:
         running = [await stack.enter_async_context(ModelServer(f"pod-{i}")) for i in range(servers)]
         file = folder / "endpoints.json"
         write_endpoints(file, [*(server.host_port for server in running), *extra])
-        picker = await stack.enter_async_context(PickerProcess([f"--config-text={config(file)}", *flags]))
-        front = bootstrap.standalone(listener=0, admin=0, epp=picker.grpc_port, responses=responses, keep_request_id=True)
+        picker = await stack.enter_async_context(
+            PickerProcess([f"--config-text={config(file)}", f"--secure-serving={str(tls).lower()}", *flags])
+        )
+        front = bootstrap.standalone(
+            listener=0, admin=0, epp=picker.grpc_port, responses=responses, request_body=request_body, tls=tls, keep_request_id=True
+        )
         envoy = await stack.enter_async_context(EnvoyProcess(front))
         client = await stack.enter_async_context(aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)))
         yield Rig(envoy, picker, running, client, file)
