@@ -1,0 +1,63 @@
+"""What follows from the samples: the price of one chunk of an answer, and which goals were met. Pure."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from bench.records import CHUNKS, LONG, SHORT, Goal, Results, Spread, Work
+from epp.testing.bootstrap import Responses
+
+FAST = "epp fast"
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkCost:
+    """What one more chunk of an answer costs: the difference between long and short answers, shared out."""
+
+    picker: str
+    responses: str
+    messages: float
+    """ext_proc messages a chunk."""
+    picker_cpu: Spread
+    """Seconds a message, or a chunk where there are no messages."""
+    envoy_cpu: Spread
+
+    @property
+    def ratio(self) -> Spread:
+        """The picker's CPU over its Envoy's."""
+        return Spread(tuple(mine / theirs for mine, theirs in zip(self.picker_cpu.values, self.envoy_cpu.values, strict=True)))
+
+
+def chunk_costs(results: Results) -> Iterator[ChunkCost]:
+    """One for each picker and way of learning of the end of an answer."""
+    shorts = {(row.picker, row.responses): row for row in results.answers if row.workload == SHORT}
+    for row in results.answers:
+        if row.workload == LONG:
+            short = shorts[row.picker, row.responses]
+            more = row.messages - short.messages
+            share = more if row.responses == Responses.FULL_DUPLEX.value else CHUNKS - 1
+            yield ChunkCost(
+                row.picker,
+                row.responses,
+                round(more / (CHUNKS - 1), 2),
+                _difference(row.picker_cpu, short.picker_cpu, share),
+                _difference(row.envoy_cpu, short.envoy_cpu, share),
+            )
+
+
+def _difference(long: Spread, short: Spread, share: float) -> Spread:
+    return Spread(tuple((a - b) / share for a, b in zip(long.values, short.values, strict=True)))
+
+
+def goals(results: Results) -> list[Goal]:
+    """Those of issue 4; one whose rows were not measured is not among them."""
+    found = [
+        Goal("fast transport, everything but the decision, 5 KB: epp's CPU over Envoy's", 0.5, row.ratio.median)
+        for row in results.requests
+        if (row.picker, row.tls, row.work, row.workload) == (FAST, False, Work.BARE, "5 KB")
+    ]
+    for cost in chunk_costs(results):
+        if cost.picker == FAST and cost.responses == Responses.FULL_DUPLEX.value:
+            found.append(Goal("fast transport, a FULL_DUPLEX response message: epp's CPU over Envoy's", 0.15, cost.ratio.median))
+        elif cost.picker == FAST and cost.responses == Responses.ACCESS_LOG.value:
+            found.append(Goal("our default mode: ext_proc messages for one more chunk of an answer", 0.0, cost.messages))
+    return found

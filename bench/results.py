@@ -1,0 +1,55 @@
+"""results.json: every sample of a run and what follows from them. Pure. Seconds and bytes; fields may be added."""
+
+import dataclasses
+from collections.abc import Mapping
+
+from bench.figures import chunk_costs, goals
+from bench.records import Results, Row, Spread
+from epp.demo.results import formatted
+
+
+def encode(results: Results) -> bytes:
+    """The file's bytes."""
+    return formatted(
+        {
+            "facts": results.facts,
+            "calibration_s": _spread(results.calibration),
+            "steps": {step.name: _spread(step.seconds) for step in results.steps},
+            "requests": [_row(row) for row in results.requests],
+            "answers": [_row(row) for row in results.answers],
+            "one_more_chunk": [
+                {
+                    "picker": cost.picker,
+                    "responses": cost.responses,
+                    "messages": cost.messages,
+                    "picker_cpu_s": _spread(cost.picker_cpu),
+                    "envoy_cpu_s": _spread(cost.envoy_cpu),
+                    "ratio": _spread(cost.ratio),
+                }
+                for cost in chunk_costs(results)
+            ],
+            "direct": [{**dataclasses.asdict(row), "work": row.work.value} for row in results.direct],
+            "memory": [dataclasses.asdict(row) for row in results.memory],
+            "goals": [{**dataclasses.asdict(goal), "passed": goal.passed} for goal in goals(results)],
+        }
+    )
+
+
+def _row(row: Row) -> Mapping[str, object]:
+    return {
+        "work": row.work.value,
+        "workload": row.workload,
+        "picker": row.picker,
+        "tls": row.tls,
+        "responses": row.responses,
+        "picker_cpu_s": _spread(row.picker_cpu),
+        "envoy_cpu_s": _spread(row.envoy_cpu),
+        "ratio": _spread(row.ratio),
+        "messages": row.messages,
+        "requests_per_s": row.rate,
+        "samples": [dataclasses.asdict(sample) for sample in row.samples],
+    }
+
+
+def _spread(figure: Spread) -> Mapping[str, object]:
+    return {"median": figure.median, "spread": figure.spread, "values": figure.values}
