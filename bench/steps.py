@@ -50,6 +50,7 @@ from epp.scheduling.registry import Collaborators
 from epp.scheduling.scheduler import Scheduler
 from epp.server.conversation import Conversation
 from epp.testing.builders import make_endpoint
+from epp.testing.waiting import awaited
 from epp.tokenization import LocalTokenizer, LocalTokenizerConfig, Tokenization
 
 BATCHES: Final = 5
@@ -278,11 +279,11 @@ async def _decisions(chats: Mapping[str, Sequence[bytes]], model_folder: Path, *
             turns = itertools.cycle(sized)
 
             async def tokens(cycles: _Cycles = cycles, turns: Iterator[bytes] = turns) -> TokenizedRequest:
-                return await tokenization.tokenize(cycles.parse(HEADERS, next(turns)))
+                return await awaited(tokenization.tokenize(cycles.parse(HEADERS, next(turns))))
 
             async def decision(cycles: _Cycles = cycles, turns: Iterator[bytes] = turns) -> None:
                 request = cycles.parse(HEADERS, next(turns))
-                cycles.decide(request, await tokenization.tokenize(request))
+                cycles.decide(request, await awaited(tokenization.tokenize(request)))
 
             for _ in sized:
                 assert (await tokens()).state is TokenState.EXACT
@@ -309,6 +310,7 @@ async def _conversations(chats: Mapping[str, Sequence[bytes]], model_folder: Pat
         now=time.monotonic,
         rng=random.Random(1),
         new_id=lambda: str(next(given)),
+        new_request_id=lambda: str(next(given)),
         instance=INSTANCE,
     )
 

@@ -10,6 +10,7 @@ What is open and when it is over is kept in `open_decisions`. All methods run on
 import logging
 import random
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from epp import names
@@ -44,6 +45,19 @@ HEADER_ONLY_PROFILE: Final = "header-only"
 BODY_NOT_SENT: Final = "body_not_sent"
 
 
+@dataclass(slots=True)
+class _Picking:
+    """One pick, as far as it has come."""
+
+    headers: Mapping[str, str]
+    subset: Sequence[str] | None
+    origin: str | None
+    since: float
+    request: InferenceRequest | None = None
+    forwarded: bytes | None = None
+    """The body that goes on, where it is not the one that came."""
+
+
 class Director:
     """Answers "which endpoint?" for one pool."""
 
@@ -51,18 +65,22 @@ class Director:
         self,
         *,
         parse: Callable[[Mapping[str, str], bytes], InferenceRequest],
-        tokenize: Callable[[InferenceRequest], Awaitable[TokenizedRequest]] | None,
+        tokenize: Callable[[InferenceRequest], TokenizedRequest | Awaitable[TokenizedRequest]] | None,
         snapshot: Callable[[], Snapshot],
         scheduler: Scheduler,
         reporter: Reporter,
         now: Callable[[], float],
         rng: random.Random,
         new_id: Callable[[], str],
+        new_request_id: Callable[[], str],
         instance: str = "",
         honour_subset: bool = True,
         emit_scores: bool = False,
     ) -> None:
-        """`tokenize` None: nothing in the configuration reads tokens. `now` gives monotonic seconds, `new_id` unique strings.
+        """`tokenize` None: nothing in the configuration reads tokens; it returns at once what takes no time.
+
+        `now` gives monotonic seconds, `new_id` what no other decision of this picker had or will have, also after a
+        restart, `new_request_id` the x-request-id of a request without one.
 
         `instance` tells this picker from others that get the same access log. `honour_subset` False: choose among all
         endpoints whatever the data plane lists (--disable-endpoint-subset-filter). `emit_scores`: routes tell the total of
@@ -76,6 +94,7 @@ class Director:
         self._now = now
         self._rng = rng
         self._new_id = new_id
+        self._new_request_id = new_request_id
         self._instance = instance
         self._honour_subset = honour_subset
         self._emit_scores = emit_scores
@@ -86,7 +105,7 @@ class Director:
         """Decisions whose answer is not known to have ended."""
         return len(self._open)
 
-    async def pick(
+    def pick(
         self,
         headers: Mapping[str, str],
         subset: Sequence[str] | None,
@@ -94,47 +113,77 @@ class Director:
         *,
         body_follows: bool = False,
         origin: str | None = None,
-    ) -> Route:
+    ) -> Route | Awaitable[Route]:
         """The endpoint for one request; `body` is None for a request without one, and for one whose body follows later.
 
-        Raises RequestError where the request ends here (spec/protocol.md 1.5.1).
+        Returned at once unless the tokens take time: then something to await. Raises RequestError, here or there, where the
+        request ends here (spec/protocol.md 1.5.1).
         """
         since = self._now()
-        request: InferenceRequest | None = None
-        forwarded: bytes | None = None
+        picking = _Picking(headers, subset, origin, since)
         try:
             if body is None and not body_follows:
-                decision = self._pick_without_body(headers, subset)
-            else:
-                request = _unread(headers) if body is None else self._parse(headers, body)
-                if body is not None and request.target_model:
-                    forwarded = with_model(body, request.target_model)
-                    request.size_bytes = len(forwarded)
-                self._candidates(subset)  # an empty pool answers before anything is tokenized
-                tokens = await self._tokens(request, body)
-                decision = self._decide(request, tokens, headers, subset)
+                return self._route(self._pick_without_body(headers, subset), picking)
+            request = picking.request = _unread(headers) if body is None else self._parse(headers, body)
+            if body is not None and request.target_model:
+                picking.forwarded = with_model(body, request.target_model)
+            self._candidates(subset)  # an empty pool answers before anything is tokenized
+            tokens = self._tokens(request, body)
+            if tokens is None or isinstance(tokens, TokenizedRequest):
+                return self._decided(tokens, picking)
         except RequestError as error:
-            self._reporter.rejected(request, error)
+            self._reporter.rejected(picking.request, error)
             raise
         except Exception as bug:
             logger.exception("picking failed: this is a bug in epp")
-            failure = InternalError("picking failed")
-            self._reporter.rejected(request, failure)
-            raise failure from bug
-        answer = self._opened(decision, since, origin)
-        self._reporter.decided(decision)
-        return self._route(decision, forwarded, answer, headers)
+            raise self._failed(picking) from bug
+        return self._pick_later(tokens, picking)
 
-    async def _tokens(self, request: InferenceRequest, body: bytes | None) -> TokenizedRequest | None:
+    async def _pick_later(self, tokens: Awaitable[TokenizedRequest], picking: _Picking) -> Route:
+        try:
+            return self._decided(await tokens, picking)
+        except RequestError as error:
+            self._reporter.rejected(picking.request, error)
+            raise
+        except Exception as bug:
+            logger.exception("picking failed: this is a bug in epp")
+            raise self._failed(picking) from bug
+
+    def _tokens(self, request: InferenceRequest, body: bytes | None) -> TokenizedRequest | Awaitable[TokenizedRequest] | None:
         """None: nobody reads them."""
         if body is None:
-            tokens = TokenizedRequest(TokenState.ABSENT, reason=BODY_NOT_SENT)
-        elif self._tokenize is None:
-            return None
-        else:
-            tokens = await self._tokenize(request)
-        self._reporter.tokenized(request, tokens)
-        return tokens
+            return TokenizedRequest(TokenState.ABSENT, reason=BODY_NOT_SENT)
+        return None if self._tokenize is None else self._tokenize(request)
+
+    def _decided(self, tokens: TokenizedRequest | None, picking: _Picking) -> Route:
+        request = picking.request
+        assert request is not None
+        if tokens is not None:
+            self._reporter.tokenized(request, tokens)
+        return self._route(self._decide(request, tokens, picking.headers, picking.subset), picking)
+
+    def _route(self, decision: Decision, picking: _Picking) -> Route:
+        """From here on the decision is in the books."""
+        request = picking.request
+        answer = AnswerSeen(decision, self._reporter, self._now, picking.since)
+        self._open.add(OpenDecision(decision, answer, picking.since, picking.origin))
+        self._reporter.decided(decision)
+        return Route(
+            decision.destination,
+            decision.id,
+            body=picking.forwarded,
+            set_headers=() if picking.headers.get(names.REQUEST_ID) else ((names.REQUEST_ID, decision.request_id),),
+            scores=_totals(decision.primary) if self._emit_scores else None,
+            model_names=_names(request),
+            listener=answer,
+            stream=None if request is None or request.body is None else request.stream,
+        )
+
+    def _failed(self, picking: _Picking) -> InternalError:
+        """What the client is told of a bug."""
+        failure = InternalError("picking failed")
+        self._reporter.rejected(picking.request, failure)
+        return failure
 
     def _decide(
         self, request: InferenceRequest, tokens: TokenizedRequest | None, headers: Mapping[str, str], subset: Sequence[str] | None
@@ -144,7 +193,7 @@ class Director:
         decision = self._scheduler.schedule(
             cycle,
             decision_id=self._new_decision_id(),
-            request_id=headers.get(names.REQUEST_ID) or self._new_id(),
+            request_id=headers.get(names.REQUEST_ID) or self._new_request_id(),
         )
         decision.duration_s = self._now() - started
         return decision
@@ -157,7 +206,7 @@ class Director:
         chosen = ProfileResult(HEADER_ONLY_PROFILE, candidates, [], [], [self._rng.choice(candidates)])
         return Decision(
             self._new_decision_id(),
-            headers.get(names.REQUEST_ID) or self._new_id(),
+            headers.get(names.REQUEST_ID) or self._new_request_id(),
             chosen,
             {HEADER_ONLY_PROFILE: chosen},
             request=None,
@@ -180,25 +229,6 @@ class Director:
 
     def _new_decision_id(self) -> DecisionId:
         return access_log.new_id(self._instance, self._new_id())
-
-    def _opened(self, decision: Decision, since: float, origin: str | None) -> AnswerSeen:
-        """From here on the decision is in the books."""
-        answer = AnswerSeen(decision, self._reporter, self._now, since)
-        self._open.add(OpenDecision(decision, answer, since, origin))
-        return answer
-
-    def _route(self, decision: Decision, body: bytes | None, answer: AnswerSeen, headers: Mapping[str, str]) -> Route:
-        request = decision.request
-        return Route(
-            decision.destination,
-            decision.id,
-            body=body,
-            set_headers=() if headers.get(names.REQUEST_ID) else ((names.REQUEST_ID, decision.request_id),),
-            scores=_totals(decision.primary) if self._emit_scores else None,
-            model_names=_names(request),
-            listener=answer,
-            stream=None if request is None or request.body is None else request.stream,
-        )
 
     def ended(self, end: RequestEnd) -> None:
         """Envoy's access log told the end of an answer."""

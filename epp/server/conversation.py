@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from epp.domain import DecisionId, StreamClosed
 from epp.errors import EppError, RequestError
 from epp.extproc import codec
-from epp.extproc.events import Action, Pick, Reject, Reply
+from epp.extproc.events import Action, Pick, Reject, Reply, Route
 from epp.extproc.exchange import Exchange
 from epp.reporter import Reporter
 from epp.server.interfaces import RequestDirector
@@ -146,7 +146,8 @@ class Conversation:
 
     async def _pick(self, pick: Pick) -> list[Reply]:
         try:
-            route = await self._director.pick(pick.headers, pick.subset, pick.body, body_follows=pick.body_follows, origin=pick.origin)
+            picked = self._director.pick(pick.headers, pick.subset, pick.body, body_follows=pick.body_follows, origin=pick.origin)
+            route = picked if isinstance(picked, Route) else await picked
         except RequestError as error:
             return self._exchange.reject(error)
         self._decision_id = route.decision_id

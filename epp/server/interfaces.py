@@ -1,6 +1,6 @@
 """What the server needs of the rest of the process; the composition root injects it. Called on the event loop only."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from typing import Protocol
 
 from epp.domain import DecisionId, RequestEnd, StreamClosed
@@ -10,7 +10,7 @@ from epp.extproc.events import Route
 class RequestDirector(Protocol):
     """Answers "which endpoint?" and keeps the books (epp.picking.Director)."""
 
-    async def pick(
+    def pick(
         self,
         headers: Mapping[str, str],
         subset: Sequence[str] | None,
@@ -18,8 +18,8 @@ class RequestDirector(Protocol):
         *,
         body_follows: bool = False,
         origin: str | None = None,
-    ) -> Route:
-        """The endpoint for one request; `body` is None for a request without one.
+    ) -> Route | Awaitable[Route]:
+        """The endpoint for one request, or what will be it; `body` is None for a request without one.
 
         `body_follows`: there is a body, but the data plane is configured to route before it is seen. `origin` names the
         request as only the data plane can (epp.extproc.events.RequestHeaders.origin). Raises RequestError, after reporting it, where the request ends here. It must not await between counting a

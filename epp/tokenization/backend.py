@@ -1,6 +1,6 @@
 """What gives token ids: the interface of LocalTokenizer, RenderBackend and EstimateBackend."""
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from concurrent.futures import Executor
 from typing import Protocol
 
@@ -17,8 +17,11 @@ class Backend(Protocol):
     async def start(self, executor: Executor | None) -> None:
         """Load what is needed; `executor` runs what would block the loop. Raises TokenizerError: it will never work."""
 
-    async def prompts(self, request: InferenceRequest) -> Sequence[TokenIds]:
-        """Exact ids of each prompt of a chat or completions request with a readable body. Raises NoTokensError."""
+    def prompts(self, request: InferenceRequest) -> Sequence[TokenIds] | Awaitable[Sequence[TokenIds]]:
+        """Exact ids of each prompt of a chat or completions request with a readable body; to be awaited where they take time.
+
+        Raises NoTokensError, here or there.
+        """
 
     async def close(self) -> None:
         """Give back connections."""

@@ -8,7 +8,7 @@ the GIL. Everything is immutable after `start`.
 import asyncio
 import logging
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -121,12 +121,12 @@ class LocalTokenizer:
     def _name(self) -> str:
         return str(self._config.path or self._config.package)
 
-    async def prompts(self, request: InferenceRequest) -> Sequence[TokenIds]:
-        """Exact ids of each prompt. Raises NoTokensError."""
+    def prompts(self, request: InferenceRequest) -> Sequence[TokenIds] | Awaitable[Sequence[TokenIds]]:
+        """Exact ids of each prompt; at once for short bodies. Raises NoTokensError, here or there."""
         assert request.body is not None, "Tokenization asks only about readable bodies"
         if request.size_bytes <= INLINE_BYTES and not _brings_template(request.body):
             return self._prompts(request.api, request.body)
-        return await asyncio.get_running_loop().run_in_executor(self._executor, self._prompts, request.api, request.body)
+        return asyncio.get_running_loop().run_in_executor(self._executor, self._prompts, request.api, request.body)
 
     async def close(self) -> None:
         """Nothing to give back."""

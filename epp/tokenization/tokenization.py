@@ -1,14 +1,14 @@
 """Token ids of the requests of one model, or an honest reason why there are none (architecture decision 7).
 
 Decides what can be asked of the backend at all (API, body, model name) and turns every NoTokensError into TokenState.ABSENT with its
-reason. Started by the application; `tokenize` is awaited by the director once a request, on the event loop.
+reason. Started by the application; `tokenize` is called by the director once a request, on the event loop.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor
 
-from epp.domain import Api, InferenceRequest, TokenizedRequest, TokenState
+from epp.domain import Api, InferenceRequest, TokenIds, TokenizedRequest, TokenState
 from epp.tokenization.absent import NoTokensError, Reason, TokenizerError
 from epp.tokenization.backend import Backend
 
@@ -51,13 +51,24 @@ class Tokenization:
         """Give back the backend's connections."""
         await self._backend.close()
 
-    async def tokenize(self, request: InferenceRequest) -> TokenizedRequest:
-        """The ids of each prompt, or the reason why not. Never raises for anything a client can send."""
+    def tokenize(self, request: InferenceRequest) -> TokenizedRequest | Awaitable[TokenizedRequest]:
+        """The ids of each prompt, or the reason why not; at once where that takes no time. Never raises for anything a client can send."""
         try:
             lora = self._lora(request)
-            return TokenizedRequest(TokenState.EXACT, await self._backend.prompts(request), lora=lora, cache_salt=request.cache_salt)
+            prompts = self._backend.prompts(request)
         except NoTokensError as error:
-            return TokenizedRequest(TokenState.ABSENT, reason=error.reason.value, detail=error.detail)
+            return _absent(error)
+        if isinstance(prompts, Sequence):
+            return TokenizedRequest(TokenState.EXACT, prompts, lora=lora, cache_salt=request.cache_salt)
+        return self._tokenize_later(prompts, lora, request)
+
+    async def _tokenize_later(
+        self, prompts: Awaitable[Sequence[TokenIds]], lora: str | None, request: InferenceRequest
+    ) -> TokenizedRequest:
+        try:
+            return TokenizedRequest(TokenState.EXACT, await prompts, lora=lora, cache_salt=request.cache_salt)
+        except NoTokensError as error:
+            return _absent(error)
 
     def _lora(self, request: InferenceRequest) -> str | None:
         """The adapter the request names; None: the base model. Raises NoTokensError for requests no backend is asked about."""
@@ -74,3 +85,7 @@ class Tokenization:
         if not self._loaded:
             raise NoTokensError(Reason.TOKENIZER_LOADING, "the tokenizer is being loaded")
         return None if is_base else model
+
+
+def _absent(error: NoTokensError) -> TokenizedRequest:
+    return TokenizedRequest(TokenState.ABSENT, reason=error.reason.value, detail=error.detail)

@@ -14,6 +14,7 @@ import pytest
 from epp.domain import TokenizedRequest, TokenState
 from epp.errors import ConfigError
 from epp.requests import RequestParsers
+from epp.testing.waiting import awaited
 from epp.tokenization import LocalTokenizer, LocalTokenizerConfig, Tokenization
 from epp.tokenization import handover as handover_module
 from tests.integration.tokenization.conftest import started
@@ -27,7 +28,7 @@ from epp.requests import RequestParsers
 tokenization = Tokenization("tiny", LocalTokenizer(LocalTokenizerConfig(path=sys.argv[1])))
 asyncio.run(tokenization.start())
 request = RequestParsers().parse({":path": "/v1/chat/completions"}, b'{"model":"tiny","messages":[{"role":"user","content":"hi"}]}')
-print(asyncio.run(tokenization.tokenize(request)).state.value)
+print(tokenization.tokenize(request).state.value)
 print(*sorted({"transformers", "tokenizers", "pydantic", "huggingface_hub", "torch"} & set(sys.modules)))
 print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmRSS")))
 """
@@ -46,7 +47,7 @@ def test_serving_process_stays_small(recorded_folder: Path) -> None:
 def tokens(tokenization: Tokenization, **body: object) -> TokenizedRequest:
     """What `tokenize` says of a chat."""
     return asyncio.run(
-        tokenization.tokenize(RequestParsers().parse({":path": "/v1/chat/completions"}, json.dumps({**CHAT, **body}).encode()))
+        awaited(tokenization.tokenize(RequestParsers().parse({":path": "/v1/chat/completions"}, json.dumps({**CHAT, **body}).encode())))
     )
 
 
@@ -124,7 +125,7 @@ def test_long_prompts_leave_the_event_loop_free(recorded: Tokenization) -> None:
 
     async def race() -> tuple[TokenizedRequest, bool]:
         text = json.dumps({**CHAT, "messages": [{"role": "user", "content": "hello world. " * 4000}]}).encode()
-        tokenizing = asyncio.ensure_future(recorded.tokenize(RequestParsers().parse({":path": "/v1/chat/completions"}, text)))
+        tokenizing = asyncio.ensure_future(awaited(recorded.tokenize(RequestParsers().parse({":path": "/v1/chat/completions"}, text))))
         await asyncio.sleep(0)
         waiting = not tokenizing.done()
         return await tokenizing, waiting

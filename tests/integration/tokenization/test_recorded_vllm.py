@@ -7,6 +7,7 @@ import pytest
 
 from epp.domain import TokenState
 from epp.requests import RequestParsers
+from epp.testing.waiting import awaited
 from epp.tokenization import Tokenization
 from tests.integration.tokenization.conftest import RECORDING
 
@@ -26,7 +27,7 @@ async def test_token_ids_equal_the_engine_s(recorded: Tokenization, record: dict
     """Token for token, prompt for prompt, with the adapter and salt that enter the engine's block hashes."""
     body = record["body"]
     request = RequestParsers().parse({":path": record["path"]}, json.dumps(body).encode())
-    tokens = await recorded.tokenize(request)
+    tokens = await awaited(recorded.tokenize(request))
     rendered = record["render"] if isinstance(record["render"], list) else [record["render"]]
     assert tokens.state is TokenState.EXACT
     assert [list(prompt) for prompt in tokens.prompts] == [prompt["token_ids"] for prompt in rendered]

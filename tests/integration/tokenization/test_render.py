@@ -10,6 +10,7 @@ from aiohttp import web
 
 from epp.domain import TokenizedRequest, TokenState
 from epp.requests import RequestParsers
+from epp.testing.waiting import awaited
 from epp.tokenization import RenderBackend, Tokenization
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -51,7 +52,7 @@ async def tokenized(port: int, path: str, timeout_s: float = 5.0, **body: object
     )
     await tokenization.start()
     try:
-        return await tokenization.tokenize(RequestParsers().parse({":path": path}, json.dumps(body).encode()))
+        return await awaited(tokenization.tokenize(RequestParsers().parse({":path": path}, json.dumps(body).encode())))
     finally:
         await tokenization.close()
 

@@ -8,6 +8,7 @@ from epp import parts
 from epp.config.flags import ServeOptions
 from epp.plugins.datalayer.core_metrics_extractor import CoreMetricsParams, EngineConfig
 from epp.plugins.datalayer.metrics_data_source import MetricsSourceParams
+from epp.scheduling.params import Duration
 from epp.sources.engine_metrics import VLLM
 
 
@@ -46,7 +47,7 @@ def test_source_flags_fill_in_what_the_configuration_leaves_open() -> None:
     """Scheme, path, port, verification and interval."""
     settings = parts.scrape_settings(MetricsSourceParams(), FLAGS)
     assert (settings.scheme, settings.path, settings.port, settings.verify_tls, settings.interval_s) == ("https", "/m", 9, True, 0.2)
-    settings = parts.scrape_settings(MetricsSourceParams(path="/own", port=7, interval=1.0), FLAGS)
+    settings = parts.scrape_settings(MetricsSourceParams(path="/own", port=7, interval=Duration(1.0)), FLAGS)
     assert (settings.scheme, settings.path, settings.port, settings.interval_s) == ("https", "/own", 7, 1.0)
     settings = parts.scrape_settings(MetricsSourceParams(), ServeOptions())
     assert (settings.scheme, settings.path, settings.port, settings.verify_tls) == ("http", "/metrics", None, False)

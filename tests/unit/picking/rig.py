@@ -27,6 +27,7 @@ from epp.requests import RequestParsers
 from epp.scheduling.interfaces import Cycle
 from epp.scheduling.profile import Profile
 from epp.scheduling.scheduler import Scheduler
+from epp.testing.waiting import awaited
 
 
 class FirstPicker:
@@ -121,6 +122,7 @@ class Rig:
             now=lambda: self.time,
             rng=random.Random(1),
             new_id=lambda: f"id-{next(ids)}",
+            new_request_id=lambda: f"request-{next(ids)}",
             instance="me",
             emit_scores=emit_scores,
         )
@@ -140,7 +142,7 @@ class Rig:
         origin: str | None = None,
     ) -> Route:
         """Pick."""
-        return asyncio.run(self.director.pick(headers or {}, subset, body, body_follows=follows, origin=origin))
+        return asyncio.run(awaited(self.director.pick(headers or {}, subset, body, body_follows=follows, origin=origin)))
 
     def pick(self, origin: str | None = None) -> DecisionId:
         """Pick for any request."""

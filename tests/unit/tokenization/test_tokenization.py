@@ -8,6 +8,7 @@ import pytest
 
 from epp.domain import Api, InferenceRequest, TokenIds, TokenizedRequest, TokenState
 from epp.errors import ConfigError
+from epp.testing.waiting import awaited
 from epp.tokenization import EstimateBackend, LocalTokenizerConfig, NoTokensError, Reason, Tokenization, TokenizerError
 from epp.tokenization.backend import Backend
 
@@ -40,7 +41,7 @@ def tokenized(request: InferenceRequest, backend: Backend) -> TokenizedRequest:
     async def run() -> TokenizedRequest:
         tokenization = Tokenization("base", backend, known_loras=lambda: frozenset(("seen",)))
         await tokenization.start()
-        return await tokenization.tokenize(request)
+        return await awaited(tokenization.tokenize(request))
 
     return asyncio.run(run())
 
@@ -73,9 +74,9 @@ def test_without_tokens_there_is_a_reason(asked: InferenceRequest, backend: Back
 async def test_requests_before_the_tokenizer_is_there_go_without() -> None:
     """Loading takes seconds, and the picker may be asked meanwhile."""
     tokenization = Tokenization("base", Counting())
-    assert (await tokenization.tokenize(request())).reason == "tokenizer_loading"
+    assert (await awaited(tokenization.tokenize(request()))).reason == "tokenizer_loading"
     await tokenization.start()
-    assert (await tokenization.tokenize(request())).state is TokenState.EXACT
+    assert (await awaited(tokenization.tokenize(request()))).state is TokenState.EXACT
 
 
 @pytest.mark.parametrize(
