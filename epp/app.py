@@ -8,6 +8,7 @@ signal, stops at once.
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import random
 import signal
@@ -21,7 +22,7 @@ from typing import TypedDict
 import uvloop
 from prometheus_client import CollectorRegistry
 
-from epp import __version__, config, parts
+from epp import __version__, config, names, parts
 from epp.config.flags import ServeOptions
 from epp.datastore import EndpointsListed, MetricsScraped, PoolState
 from epp.domain import Endpoint
@@ -74,13 +75,23 @@ class Readiness:
     Ready: endpoints listed, tokenizer loaded or failed for good, first replays over; until a signal says to drain.
     """
 
+    ASK_FOR_ALL = frozenset(("", "readiness", names.EXT_PROC_SERVICE))
+
     def __init__(self) -> None:
+        self.synced = False
+        """The endpoints are listed; there may be none."""
         self.learnt = False
+        """What routing knows beyond them is there, or does not come."""
         self.draining = False
 
     def serving(self, service: str) -> bool | None:
-        """Every name but "liveness" asks for readiness, as in llm-d without leader election."""
-        return True if service == "liveness" else self.learnt and not self.draining
+        """As llm-d without leader election, but "liveness" survives a drain (8, D11).
+
+        Other names do not wait for what is learnt: charts make "inference-extension" their liveness probe, which would kill a slow start.
+        """
+        if service == "liveness":
+            return True
+        return self.synced and not self.draining and (self.learnt or service not in self.ASK_FOR_ALL)
 
 
 async def _serve(options: ServeOptions) -> None:
@@ -134,7 +145,8 @@ class App:
             reporter=self._reporter,
             now=time.monotonic,
             rng=random.Random(),  # noqa: S311  # breaks ties, guards nothing
-            new_id=lambda: str(uuid.uuid4()),
+            new_id=_ids(),
+            new_request_id=lambda: str(uuid.uuid4()),
             instance=self._instance,
             honour_subset=not options.disable_endpoint_subset_filter,
             emit_scores=options.emit_endpoint_scores,
@@ -168,6 +180,7 @@ class App:
             if self._kv_events:
                 self._kv_events.start(loop)
             self._discovery.load()
+            self._readiness.synced = True
             await self._server.start()
             logger.info(
                 "serving on port %d (health also on %d, /metrics on %d)", self._server.port, self._server.health_port, metrics_server.port
@@ -338,6 +351,12 @@ class App:
             self._director.expire()
             if self._kv_events is None:  # otherwise the source does it, between its own slices
                 self._index.sweep(time.monotonic())
+
+
+def _ids() -> Callable[[], str]:
+    """Unique strings at a tenth of a UUID's cost: one random number a process, then a count."""
+    process, numbers = f"{random.SystemRandom().getrandbits(64):x}", itertools.count()
+    return lambda: f"{process}-{next(numbers):x}"
 
 
 def _from_text(text: str) -> config.EffectiveConfig:

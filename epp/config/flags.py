@@ -1,9 +1,9 @@
 """llm-d's command line: Go flag syntax to one frozen record (spec/protocol.md 5.2, spec/deploy.md 1.5).
 
 `-x` and `--x` are the same, values follow `=` or a space, a bare boolean is true (its value must be attached), camelCase
-names are accepted, empty arguments are ignored and the last occurrence wins. Nothing is parsed and ignored: a flag acts,
-or what it asks for holds anyway, which a note says where somebody asks for something else, or it is an error that says
-"known, not supported yet". Pure; called once by epp.cli, which also gives it the environment.
+names are accepted, empty arguments where no value is due are ignored and the last occurrence wins. Nothing is parsed and
+ignored: a flag acts, or what it asks for holds anyway, which a note says where somebody asks for something else, or it is
+an error that says "known, not supported yet". Pure; called once by epp.cli, which also gives it the environment.
 """
 
 import difflib
@@ -216,7 +216,7 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] | None = None
             notes[name] = f"--{name}={text}: {flag.instead}"
     if unused := sorted(name for name in environment if name.startswith(_UNUSED_VARIABLES)):
         notes["environment"] = f"environment: {', '.join(unused)} without effect: traces and latency prediction do not exist here yet"
-    given.setdefault("pool_namespace", environment.get("NAMESPACE") or "default")
+    given["pool_namespace"] = given.get("pool_namespace") or environment.get("NAMESPACE") or "default"
     given.setdefault("instance_id", environment.get("POD_NAME", ""))
     options = ServeOptions(**given, notes=tuple(notes.values()))  # type: ignore[arg-type]  # FLAGS and the fields are held together below
     _check(options)
@@ -242,8 +242,10 @@ def _check(options: ServeOptions) -> None:
 
 def _pairs(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
     """Flag names (known ones only) and their texts."""
-    rest = iter([argument for argument in arguments if argument.strip()])
+    rest = iter(arguments)
     for argument in rest:
+        if not argument.strip():
+            continue
         if not argument.startswith("-") or argument in ("-", "--"):
             raise ConfigError(f"{argument!r}: not a flag; flags look like --grpc-port=9002 (booleans need the '=': --secure-serving=false)")
         written, equals, text = argument.lstrip("-").partition("=")

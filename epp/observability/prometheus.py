@@ -5,8 +5,10 @@ in request_metrics.py. Only families that this picker has data for are there. A 
 endpoint. The series of an endpoint end with it, so `endpoint_removed` must be the last that is reported about one.
 """
 
+import logging
 import os
 import ssl
+import sys
 import threading
 from collections.abc import Sequence
 from typing import TypeVar, cast
@@ -21,6 +23,8 @@ from epp.observability.families import Families, LabelLimit, Twin
 from epp.observability.pool_metrics import PoolMetrics
 from epp.observability.request_metrics import RequestMetrics
 from epp.reporter import Reporter
+
+logger = logging.getLogger(__name__)
 
 _M = TypeVar("_M", bound=MetricWrapperBase)
 
@@ -282,4 +286,13 @@ def serve(
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise ConfigError(f"--metrics-port: cannot listen on {host}:{port}: {reason}; give a free port, or 0 for any") from None
+    if isinstance(server.socket, ssl.SSLSocket):
+        # prometheus_client shakes hands where it accepts: a client that says nothing would hold up the others, and the end of the process.
+        server.socket.do_handshake_on_connect = False  # type: ignore[attr-defined]  # typeshed does not know it
+        # The handshake now fails in a handler, whose default is to print a trace.
+        server.handle_error = _refused  # type: ignore[method-assign, assignment]  # prometheus_client takes no server class
     return MetricsServer(server, thread)
+
+
+def _refused(_request: object, client: object) -> None:
+    logger.debug("/metrics: no TLS connection with %s: %s", client, sys.exc_info()[1])

@@ -1,59 +1,13 @@
 """The life of a serving process: it starts or says why not, gets ready, drains, and ends with the right exit code."""
 
-import json
 import signal
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from epp.testing.picker import PickerProcess, is_serving
-from epp.testing.waiting import eventually
-
-
-def config(endpoints: Path, **plugin: object) -> str:
-    """File discovery and one more plugin."""
-    return json.dumps(
-        {
-            "apiVersion": "llm-d.ai/v1alpha1",
-            "kind": "EndpointPickerConfig",
-            "plugins": [{"type": "file-discovery", "parameters": {"path": str(endpoints)}}, plugin or {"type": "random-picker"}],
-            "dataLayer": {"injectDefaults": False, "discovery": {"pluginRef": "file-discovery"}},
-        }
-    )
-
-
-@pytest.fixture
-def endpoints(tmp_path: Path) -> Path:
-    file = tmp_path / "endpoints.yaml"
-    file.write_text('endpoints: [{name: a, address: 127.0.0.1, port: "8000"}]')
-    return file
-
-
-def run_epp(*flags: str) -> tuple[int, str]:
-    """An epp that is expected to end by itself."""
-    done = subprocess.run([sys.executable, "-m", "epp", *flags], capture_output=True, text=True, timeout=60, check=False)
-    return done.returncode, done.stderr
-
-
-async def test_sigterm_drains_and_a_second_signal_stops_at_once(endpoints: Path) -> None:
-    """Health says NOT_SERVING while the port still answers; the process ends with 0."""
-    async with PickerProcess([f"--config-text={config(endpoints)}", "--drain-timeout=1h"]) as picker:
-        stopping = picker.signal(signal.SIGTERM)
-
-        async def not_serving() -> bool:
-            return not await is_serving(picker.health_port)
-
-        await eventually(not_serving)
-        assert "draining for 3600 s" in picker.log()
-        with socket.create_connection(("127.0.0.1", picker.grpc_port), timeout=5):
-            pass
-        assert not stopping.done()
-
-        picker.signal(signal.SIGTERM)
-        assert await stopping == 0
+from epp.testing.picker import PickerProcess
+from tests.integration.app.rig import config, run_epp
 
 
 async def test_ctrl_c_ends_it_without_a_trace(endpoints: Path) -> None:
@@ -72,14 +26,14 @@ async def test_a_pool_of_none_is_ready(endpoints: Path) -> None:
 
 async def test_a_tokenizer_that_cannot_be_loaded_holds_nothing_back(endpoints: Path) -> None:
     """The picker gets ready, says what is missing, and routes without tokens."""
-    producer = {"type": "token-producer", "parameters": {"modelName": "m", "local": {"path": "no-such-folder"}}}
-    async with PickerProcess([f"--config-text={config(endpoints, **producer)}"]) as picker:
+    producer: dict[str, object] = {"type": "token-producer", "parameters": {"modelName": "m", "local": {"path": "no-such-folder"}}}
+    async with PickerProcess([f"--config-text={config(endpoints, producer)}"]) as picker:
         assert "no-such-folder: no such folder" in picker.log()
 
 
 def test_bad_configuration_ends_with_2_and_a_sentence(endpoints: Path) -> None:
     """Place and remedy, no stack trace."""
-    code, said = run_epp("--secure-serving=false", f"--config-text={config(endpoints, type='random-pickr')}")
+    code, said = run_epp("--secure-serving=false", f"--config-text={config(endpoints, {'type': 'random-pickr'})}")
 
     assert code == 2
     assert "plugins[1].type: unknown 'random-pickr', did you mean 'random-picker'?" in said

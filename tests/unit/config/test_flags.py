@@ -54,6 +54,12 @@ def test_argument_lists_in_the_field(path: Path) -> None:
     assert options == {"pool_namespace": "default"} | expected
 
 
+def test_an_empty_value_is_a_value() -> None:
+    """Charts write one to switch something off; the flag after it is not taken for it, and an empty namespace is none."""
+    options = parse([*MINIMUM, "--lora-info-metric", "", "--v", "4", "--pool-namespace", ""], {"NAMESPACE": "serving"})
+    assert (options.lora_info_metric, options.v, options.pool_namespace) == ("", 4, "serving")
+
+
 @pytest.mark.parametrize(
     ("environment", "expected"),
     [
