@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Final
 
 from epp.config.flags import ServeOptions
+from epp.errors import ConfigError
 from epp.observability.log_format import LogSettings
 from epp.plugins.datalayer.core_metrics_extractor import CoreMetricsParams
 from epp.plugins.datalayer.metrics_data_source import MetricsSourceParams
 from epp.plugins.producers.token import TokenProducerParams
 from epp.server.certificates import TlsSettings
-from epp.sources.engine_metrics import ENGINES, EngineMetrics
+from epp.sources.engine_metrics import ENGINES, EngineMetrics, parse_spec
 from epp.sources.metrics import Extraction, ScrapeSettings
 from epp.tokenization import EstimateBackend, LocalTokenizer, LocalTokenizerConfig, RenderBackend
 from epp.tokenization.backend import Backend
@@ -110,11 +111,19 @@ def extraction(params: CoreMetricsParams, options: ServeOptions) -> Extraction:
 
 
 def _renamed(options: ServeOptions) -> Mapping[str, str]:
-    names = {
-        "queued": options.total_queued_requests_metric,
-        "running": options.total_running_requests_metric,
-        "kv_usage": options.kv_cache_usage_percentage_metric,
-        "lora": options.lora_info_metric,
-        "cache_info": options.cache_info_metric,
+    flags = {
+        "queued": "total_queued_requests_metric",
+        "running": "total_running_requests_metric",
+        "kv_usage": "kv_cache_usage_percentage_metric",
+        "lora": "lora_info_metric",
+        "cache_info": "cache_info_metric",
     }
-    return {field: name for field, name in names.items() if name}
+    named = {}
+    for field, flag in flags.items():
+        if spec := getattr(options, flag):
+            try:
+                parse_spec(spec)
+            except ConfigError as error:
+                raise ConfigError(f"--{flag.replace('_', '-')}: {error}") from None
+            named[field] = spec
+    return named

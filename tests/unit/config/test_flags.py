@@ -149,3 +149,9 @@ def test_help_lists_every_flag_that_works_and_none_that_does_not() -> None:
 
     assert all(f"  --{name} " in lines for name in FLAGS)
     assert not any(f"  --{name} " in lines for name in NOT_YET)
+
+
+def test_the_page_about_flags_is_complete() -> None:
+    """docs/flags.md says of each flag what --help says."""
+    page = (Path(__file__).parents[3] / "docs" / "flags.md").read_text()
+    assert [flag.name for flag in FLAGS.values() if f"| `--{flag.name}` | {flag.help} |" not in page] == []

@@ -6,6 +6,7 @@ import pytest
 
 from epp import parts
 from epp.config.flags import ServeOptions
+from epp.errors import ConfigError
 from epp.plugins.datalayer.core_metrics_extractor import CoreMetricsParams, EngineConfig
 from epp.plugins.datalayer.metrics_data_source import MetricsSourceParams
 from epp.scheduling.params import Duration
@@ -25,6 +26,12 @@ from epp.sources.engine_metrics import VLLM
 def test_metric_flags_rename_families_of_vllm(options: ServeOptions, field: str, name: str) -> None:
     """KServe 0.17 passes one of them; the others keep their names (spec/deploy.md 0, 4)."""
     assert parts.extraction(CoreMetricsParams(), options).engines["vllm"] == replace(VLLM, **{field: name})
+
+
+def test_a_flag_that_is_no_metric_is_named() -> None:
+    """The flag, what it said and what was expected."""
+    with pytest.raises(ConfigError, match=r"^--lora-info-metric: metric spec 'nv\{a': expected"):
+        parts.extraction(CoreMetricsParams(), ServeOptions(lora_info_metric="nv{a"))
 
 
 def test_a_configured_engine_stands_above_the_flags() -> None:
