@@ -17,7 +17,6 @@ import uuid
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypedDict
 
 import uvloop
 from prometheus_client import CollectorRegistry
@@ -100,18 +99,6 @@ async def _serve(options: ServeOptions) -> None:
         await app.serve()
     finally:
         await app.close()
-
-
-class Listening(TypedDict):
-    """What both transports are told alike."""
-
-    host: str
-    port: int
-    health_port: int
-    max_body: int
-    max_recv_message_bytes: int
-    now: Callable[[], float]
-    instance: str
 
 
 class App:

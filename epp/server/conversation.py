@@ -1,16 +1,17 @@
-"""Drives one Exchange: reads messages, asks the director, writes replies. Knows no transport: it is given `read` and `write`.
+"""Drives one Exchange: messages in, replies out, the director asked in between. Knows no transport, and needs no task.
 
-One Conversation per ext_proc stream, run by the transport in the stream's own task. It may be cancelled at any
-await; whatever ends it, the director hears of the end of the stream exactly once for the decision it made on it.
+`Conversation` is called: each message gives the replies it causes, at once, unless a pick takes time. `TaskConversation`
+drives one for transports that are awaited. A conversation may be given up at any moment; whatever ends it, the director
+hears of the end of the stream exactly once for the decision it made on it. All on one event loop.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 
 from epp.domain import DecisionId, StreamClosed
 from epp.errors import EppError, RequestError
 from epp.extproc import codec
-from epp.extproc.events import Action, Pick, Reject, Reply, Route
+from epp.extproc.events import Pick, Reject, Reply, Route
 from epp.extproc.exchange import Exchange
 from epp.reporter import Reporter
 from epp.server.interfaces import RequestDirector
@@ -27,7 +28,7 @@ class StreamGoneError(EppError):
 
 
 class Conversation:
-    """One exchange and the decision made in it. `run` it once; `finish` it at any time."""
+    """One exchange and the decision made in it. After what `receive` or `settle` returned has been sent, call `sent`."""
 
     __slots__ = (
         "_answering_s",
@@ -38,39 +39,144 @@ class Conversation:
         "_finishing",
         "_logged",
         "_now",
-        "_read",
-        "_reading",
+        "_over",
         "_reporter",
         "_routed",
-        "_task",
-        "_write",
+        "_routing",
+        "waiting",
     )
 
     def __init__(
-        self,
-        read: Read,
-        write: Write,
-        *,
-        director: RequestDirector,
-        reporter: Reporter,
-        max_body: int,
-        now: Callable[[], float],
-        logged: Callable[[], bool],
+        self, *, director: RequestDirector, reporter: Reporter, max_body: int, now: Callable[[], float], logged: Callable[[], bool]
     ) -> None:
         """`now` gives monotonic seconds; `logged` says whether this data plane has an access-log stream open to us."""
-        self._read = read
-        self._write = write
         self._director = director
         self._reporter = reporter
         self._now = now
         self._logged = logged
         self._exchange = Exchange(max_body)
         self._decision_id: DecisionId | None = None
+        self._routing = False
+        """What was returned last lets the request go on."""
         self._routed = False
         self._finishing = False
-        self._reading = False
+        self._over = False
         self._began: float | None = None
         self._answering_s = 0.0
+        self.waiting: Awaitable[Route] | None = None
+        """A pick that takes time: pass it to `settle`. Messages may go on arriving meanwhile."""
+
+    @property
+    def over(self) -> bool:
+        """The stream is to end with OK now."""
+        return self._over or (self._routed and (self._finishing or self._exchange.over))
+
+    def receive(self, data: bytes) -> list[bytes]:
+        """The replies to one message. Raises ProtocolError where the peer broke the protocol."""
+        began = self._now()
+        if self._began is None:
+            self._began = began
+        sent: list[bytes] = []
+        for action in self._exchange.receive(codec.decode(data)):
+            if isinstance(action, Pick):
+                self._pick(action, sent)
+            else:
+                if isinstance(action, Reject):
+                    # The exchange refused the request itself, before the director heard of it.
+                    self._reporter.rejected(None, action.error)
+                self._add((action,), sent)
+        if self._exchange.response_seen:
+            self._answering_s += self._now() - began
+        return sent
+
+    async def settle(self, waiting: Awaitable[Route]) -> list[bytes]:
+        """The replies that a pick which took time leads to."""
+        self.waiting = None
+        sent: list[bytes] = []
+        try:
+            self._picked(await waiting, sent)
+        except RequestError as error:
+            self._refused(error, sent)
+        return sent
+
+    def sent(self) -> None:
+        """What was returned last is on its way."""
+        if self._routing:
+            self._routing, self._routed = False, True
+
+    def finish(self) -> list[bytes]:
+        """End the stream with OK as soon as its request is on its way: what is left of the answer passes unprocessed.
+
+        Returns what is held of the answer, which has to go out before. For draining: a stream that ends with OK harms no
+        answer (spec/protocol.md 10.1). A request phase goes on to its end.
+        """
+        self._finishing = True
+        sent: list[bytes] = []
+        if self._routed:
+            self._add(self._exchange.release(), sent)
+        return sent
+
+    def close(self) -> None:
+        """The stream is over, any way. Once."""
+        if isinstance(self.waiting, Coroutine):
+            self.waiting.close()  # nobody will await it
+        if self._decision_id is None:
+            return
+        exchange = self._exchange
+        if exchange.response_seen:
+            self._reporter.response_processed(self._answering_s)
+        self._director.stream_closed(
+            self._decision_id,
+            StreamClosed(self._routed, exchange.response_seen, exchange.response_complete, self._logged(), exchange.bodies_sent),
+        )
+
+    # --- steps ----------------------------------------------------------------------------------------------
+
+    def _pick(self, pick: Pick, sent: list[bytes]) -> None:
+        try:
+            picked = self._director.pick(pick.headers, pick.subset, pick.body, body_follows=pick.body_follows, origin=pick.origin)
+        except RequestError as error:
+            self._refused(error, sent)
+            return
+        if isinstance(picked, Route):
+            self._picked(picked, sent)
+        else:
+            self.waiting = picked
+
+    def _picked(self, route: Route, sent: list[bytes]) -> None:
+        self._decision_id = route.decision_id
+        replies = self._exchange.resolve(route)
+        self._routing = bool(replies)
+        self._add(replies, sent)
+        self._tell_time()
+
+    def _refused(self, error: RequestError, sent: list[bytes]) -> None:
+        self._add(self._exchange.reject(error), sent)
+        self._tell_time()
+
+    def _tell_time(self) -> None:
+        if self._began is not None:
+            self._reporter.request_processed(self._now() - self._began)
+
+    def _add(self, replies: Sequence[Reply], sent: list[bytes]) -> None:
+        for reply in replies:
+            sent.append(codec.encode(reply))
+            if isinstance(reply, Reject):
+                self._over = True
+
+
+class TaskConversation:
+    """A conversation in a task of its own: `run` it once; `finish` it at any time."""
+
+    __slots__ = ("_conversation", "_held", "_read", "_reading", "_task", "_write")
+
+    def __init__(self, conversation: Conversation, read: Read, write: Write) -> None:
+        self._conversation = conversation
+        self._read = read
+        self._write = write
+        self._reading = False
+        self._held: list[bytes] = []
+        """What was held of the answer when the stream was asked to finish."""
         self._task: asyncio.Task[object] | None = None
 
     async def run(self) -> None:
@@ -80,30 +186,30 @@ class Conversation:
         """
         self._task = asyncio.current_task()
         try:
-            while await self._step():
-                pass
-        except asyncio.CancelledError:
-            if not self._interrupted_by_finish():
-                raise
-            await self._let_go()
+            await self._serve()
+            await self._send(self._held)
         finally:
             self._task = None
-            self._close()
+            self._conversation.close()
 
     def finish(self) -> None:
-        """End the stream with OK as soon as its request is on its way: what is left of the answer passes unprocessed.
-
-        For draining: a stream that ends with OK harms no answer (spec/protocol.md 10.1). A request phase goes on to its end.
-        """
-        self._finishing = True
-        if self._routed and self._reading and self._task is not None:
+        """As `Conversation.finish`."""
+        self._held = self._conversation.finish()
+        if self._conversation.over and self._reading and self._task is not None:
             self._task.cancel()
 
+    async def _serve(self) -> None:
+        conversation = self._conversation
+        try:
+            while not conversation.over and await self._step():
+                pass
+        except asyncio.CancelledError:
+            # Of `finish`, which interrupts a read, unless somebody else cancels too.
+            if not conversation.over or self._task is None or self._task.uncancel() > 0:
+                raise
+
     async def _step(self) -> bool:
-        """Handle one message; False: the stream is over."""
-        if self._finishing and self._routed:
-            await self._let_go()
-            return False
+        """Handle one message; False: the peer sends no more."""
         # The message stays in no variable here: the next read may last as long as the answer.
         self._reading = True
         try:
@@ -112,61 +218,13 @@ class Conversation:
             self._reading = False
         if data is None:
             return False
-        began = self._now()
-        if self._began is None:
-            self._began = began
-        actions = self._exchange.receive(codec.decode(data))
-        del data
-        goes_on = await self._perform(actions)
-        if self._exchange.response_seen:
-            self._answering_s += self._now() - began
-        return goes_on
-
-    def _interrupted_by_finish(self) -> bool:
-        return self._finishing and self._routed and self._task is not None and self._task.uncancel() == 0
-
-    async def _let_go(self) -> None:
-        await self._send(self._exchange.release())
-
-    async def _perform(self, actions: Sequence[Action]) -> bool:
-        for action in actions:
-            if isinstance(action, Pick):
-                replies = await self._pick(action)
-                goes_on = await self._send(replies)
-                self._routed = bool(replies)
-                if self._began is not None:
-                    self._reporter.request_processed(self._now() - self._began)
-                return goes_on and not self._exchange.over
-            if isinstance(action, Reject):
-                # The exchange refused the request itself, before the director heard of it.
-                self._reporter.rejected(None, action.error)
-            if not await self._send([action]):
-                return False
+        conversation = self._conversation
+        await self._send(conversation.receive(data))
+        if conversation.waiting is not None:
+            await self._send(await conversation.settle(conversation.waiting))
         return True
 
-    async def _pick(self, pick: Pick) -> list[Reply]:
-        try:
-            picked = self._director.pick(pick.headers, pick.subset, pick.body, body_follows=pick.body_follows, origin=pick.origin)
-            route = picked if isinstance(picked, Route) else await picked
-        except RequestError as error:
-            return self._exchange.reject(error)
-        self._decision_id = route.decision_id
-        return self._exchange.resolve(route)
-
-    async def _send(self, replies: Sequence[Reply]) -> bool:
-        for reply in replies:
-            await self._write(codec.encode(reply))
-            if isinstance(reply, Reject):
-                return False
-        return True
-
-    def _close(self) -> None:
-        """The stream is over."""
-        if self._decision_id is not None:
-            exchange = self._exchange
-            if exchange.response_seen:
-                self._reporter.response_processed(self._answering_s)
-            self._director.stream_closed(
-                self._decision_id,
-                StreamClosed(self._routed, exchange.response_seen, exchange.response_complete, self._logged(), exchange.bodies_sent),
-            )
+    async def _send(self, messages: Sequence[bytes]) -> None:
+        for message in messages:
+            await self._write(message)
+        self._conversation.sent()

@@ -1,8 +1,7 @@
 """One HTTP/2 connection of the fast transport: libnghttp2 on one side, calls in tasks on the other.
 
 Speaks gRPC over HTTP/2 for the handlers it is given and decides nothing else. Made by the server for every accepted
-socket; everything happens on one event loop. What a turn of the loop brings is sent in one write at the end of the turn:
-whoever has something to send calls `_flush_soon`.
+socket; everything happens on one event loop. What leaves is `fast_outbox`'s business.
 
 A call: HEADERS make a Stream; its first whole message starts the task; the handler's Ending becomes trailers. RST_STREAM, a
 lost connection, a deadline or a stopping server cancel the task. Bounds on what a peer may ask are in `limits`. libnghttp2's
@@ -10,7 +9,6 @@ own limits on resets are lifted, because Envoy resets a stream per request (spec
 """
 
 import asyncio
-import contextlib
 import logging
 import ssl
 from collections.abc import Callable, Mapping
@@ -20,9 +18,10 @@ from typing import cast
 import ngh2
 
 from epp.server import grpc_headers
+from epp.server.fast_outbox import UNLESS_CLOSED, Outbox
 from epp.server.fast_stream import Stream
 from epp.server.grpc_framing import MessageReader
-from epp.server.limits import Limits
+from epp.server.limits import Allowance, Limits
 from epp.server.service import Handler, Repeats
 from epp.server.status import Ending, Status
 
@@ -31,9 +30,6 @@ logger = logging.getLogger(__name__)
 DEADLINE_PASSED = Ending(Status.DEADLINE_EXCEEDED, "the deadline of the call has passed")
 SERVER_STOPS = Ending(Status.UNAVAILABLE, "the server stops")
 TOO_MUCH_PENDING = Ending(Status.RESOURCE_EXHAUSTED, "too many incomplete messages on this connection")
-
-# The system's buffer takes the rest; beyond this the connection stops framing more.
-WRITE_BUFFER_BYTES = 1 << 20
 
 _UNLIMITED = (1 << 32, 1 << 32)
 # Frames for streams that are closed, and the like: 100,000 at once, 10,000 a second for long.
@@ -80,16 +76,11 @@ class Connection(asyncio.Protocol):
             ),
         )
         self._streams: dict[int, Stream] = {}
-        self._answered: list[int] = []
-        """Streams whose answer is queued to its end while the peer may still send."""
-        self._waiting: dict[int, asyncio.Future[None]] = {}
-        """Writers that wait."""
+        self._outbox = Outbox(self._h2, self._loop, limits, self._handle_events)
         self._pending = 0
         """Bytes of incomplete messages."""
-        self._silence_allowed = float(limits.silent_streams)
-        self._silence_counted_at = self._loop.time()
-        self._flushing = False
-        self._paused = False
+        self._silence = Allowance(limits.silent_streams, limits.silent_streams_per_s)
+        self._closing = False
         self._heard = False
         self._asked = False
         self._keepalive: asyncio.TimerHandle | None = None
@@ -108,7 +99,6 @@ class Connection(asyncio.Protocol):
             self._complain("a TLS client that does not offer h2 (ALPN) is refused")
             self._transport.abort()
             return
-        self._transport.set_write_buffer_limits(WRITE_BUFFER_BYTES)
         limits = self._limits
         self._h2.initiate_connection(
             {
@@ -121,27 +111,28 @@ class Connection(asyncio.Protocol):
         self._keepalive = self._loop.call_later(limits.keepalive_interval_s, self._keep_alive)
         if self._shared.draining:
             self.drain()
-        self._flush_soon()
+        self._outbox.open(self._transport)
 
     def data_received(self, data: bytes) -> None:
         """Bytes from the peer."""
         self._heard = True
+        if self._closing:
+            return
         try:
             self._h2.receive_data(data)
         except ngh2.NGH2Error as error:
             self._give_up(data, error)
             return
         self._handle_events()
-        self._flush_soon()
+        self._outbox.flush_soon()
 
     def pause_writing(self) -> None:
-        """The peer does not read: keep what there is in its streams' queues."""
-        self._paused = True
+        """The peer does not read."""
+        self._outbox.pause()
 
     def resume_writing(self) -> None:
         """It reads again."""
-        self._paused = False
-        self._flush_soon()
+        self._outbox.resume()
 
     def connection_lost(self, error: Exception | None) -> None:
         """Nobody is there any more."""
@@ -158,18 +149,18 @@ class Connection(asyncio.Protocol):
 
         The peer is told to open no more streams, and after a round trip which was the last: what it had opened by then is served.
         """
-        with contextlib.suppress(ngh2.ConnectionStateError):  # it is lost already
+        with UNLESS_CLOSED:
             self._h2.send_shutdown_notice()
             self._h2.ping(_DRAIN)
-        self._flush_soon()
+        self._outbox.flush_soon()
 
     def interrupt_calls(self) -> None:
         """End the open calls with UNAVAILABLE, and the connection with them."""
-        with contextlib.suppress(ngh2.ConnectionStateError):
+        with UNLESS_CLOSED:
             self._h2.send_goaway()
         for stream in tuple(self._streams.values()):
             self._interrupt(stream, SERVER_STOPS)
-        self._flush_soon()
+        self._outbox.flush_soon()
 
     def abort(self) -> None:
         """Close at once."""
@@ -188,10 +179,11 @@ class Connection(asyncio.Protocol):
             elif isinstance(event, ngh2.TrailersReceived):
                 self._half_closed(event.stream_id)
             elif isinstance(event, ngh2.PingAcknowledged) and event.opaque_data == _DRAIN:
-                self._h2.send_goaway()
+                with UNLESS_CLOSED:
+                    self._h2.send_goaway()
             elif isinstance(event, ngh2.ConnectionClosed):
                 if event.error_code:
-                    self._complain(f"HTTP/2 error {event.error_code}: {event.debug_data.decode('utf-8', 'replace')}")
+                    self._complain(f"HTTP/2 error {_error_name(event.error_code)}: {event.debug_data[:100]!r}")
                 self._close()
 
     def _request(self, event: ngh2.RequestReceived) -> None:
@@ -200,16 +192,17 @@ class Connection(asyncio.Protocol):
         refusal = grpc_headers.refusal(head, known=handler is not None)
         if handler is None or refusal is not None:
             assert refusal is not None
-            self._refuse(event, refusal)
+            self._outbox.answer(event.stream_id, refusal, half_closed=event.end_stream)
             return
         reader = MessageReader(self._shared.max_message, gzip=head.get(b"grpc-encoding") == b"gzip")
-        stream = Stream(self, event.stream_id, handler, reader, self._limits.send_queue)
+        stream = Stream(self._outbox, self.host, event.stream_id, handler, reader)
         timeout = head.get(b"grpc-timeout")
         if timeout is not None:
             seconds = grpc_headers.timeout_s(timeout)
             if seconds is None:
                 details = f"not a grpc-timeout: {timeout.decode('utf-8', 'replace')}"
-                self._refuse(event, grpc_headers.without_messages(Ending(Status.INVALID_ARGUMENT, details)))
+                answer = grpc_headers.without_messages(Ending(Status.INVALID_ARGUMENT, details))
+                self._outbox.answer(event.stream_id, answer, half_closed=event.end_stream)
                 return
             stream.deadline = self._loop.call_later(seconds, self._interrupt, stream, DEADLINE_PASSED)
         self._streams[event.stream_id] = stream
@@ -217,16 +210,11 @@ class Connection(asyncio.Protocol):
             stream.end()
             self._start(stream)
 
-    def _refuse(self, event: ngh2.RequestReceived, answer: grpc_headers.Headers) -> None:
-        self._h2.send_response(event.stream_id, answer, end_stream=True)
-        if not event.end_stream:
-            self._answered.append(event.stream_id)
-
     def _data(self, event: ngh2.DataReceived) -> None:
         data = event.data
         stream = self._streams.get(event.stream_id)
         if stream is None or stream.gone:  # refused, or answered to its end
-            self._h2.acknowledge_received_data(len(data), event.stream_id)
+            self._outbox.taken(event.stream_id, len(data))
             return
         reader = stream.reader
         before = reader.pending
@@ -268,18 +256,15 @@ class Connection(asyncio.Protocol):
         if not stream.gone:
             stream.close()
             self._pending -= stream.reader.pending
-            self.taken(stream)
+            stream.taken()
 
     def _count_silence(self) -> None:
         """A stream ended that brought no message (Limits.silent_streams)."""
-        now = self._loop.time()
-        regained = (now - self._silence_counted_at) * self._limits.silent_streams_per_s
-        self._silence_allowed = min(self._silence_allowed + regained, self._limits.silent_streams) - 1
-        self._silence_counted_at = now
-        if self._silence_allowed < 0:
+        if not self._silence.take(self._loop.time()):
             self._complain("streams are opened and reset without a message, too many: the connection takes no new ones")
-            self._h2.send_goaway(ngh2.ErrorCode.ENHANCE_YOUR_CALM)
-            self._silence_allowed = float(self._limits.silent_streams)
+            self._silence.refill()
+            with UNLESS_CLOSED:
+                self._h2.send_goaway(ngh2.ErrorCode.ENHANCE_YOUR_CALM)
 
     # --- calls ----------------------------------------------------------------------------------------------
 
@@ -323,92 +308,27 @@ class Connection(asyncio.Protocol):
         if stream.gone:
             return
         if stream.answered:
-            self._h2.send_trailers(stream.id, grpc_headers.trailers(ending))
+            self._outbox.end(stream.id, ending, half_closed=stream.half_closed)
         else:
-            self._h2.send_response(stream.id, grpc_headers.without_messages(ending), end_stream=True)
-        if not stream.half_closed:
-            self._answered.append(stream.id)
+            self._outbox.answer(stream.id, grpc_headers.without_messages(ending), half_closed=stream.half_closed)
         self._release(stream)
-        self._flush_soon()
 
-    # --- fast_stream.Sender ---------------------------------------------------------------------------------
-
-    def send(self, stream: Stream, data: bytes) -> int:
-        """Queue bytes of an answer's body."""
-        if not stream.answered:
-            self._h2.send_response(stream.id, grpc_headers.RESPONSE)
-            stream.answered = True
-        self._h2.send_data(stream.id, data)
-        self._flush_soon()
-        return self._h2.queued_body_size(stream.id)
-
-    async def drained(self, stream: Stream) -> None:
-        """Wait until the stream's queue is below its limit."""
-        waiter = self._waiting[stream.id] = self._loop.create_future()
-        try:
-            await waiter
-        finally:
-            del self._waiting[stream.id]
-
-    def taken(self, stream: Stream) -> None:
-        """What has arrived of the stream was taken: open the window again."""
-        if stream.unread:
-            with contextlib.suppress(ngh2.NGH2Error):  # the connection is closed
-                self._h2.acknowledge_received_data(stream.unread, stream.id)
-            stream.unread = 0
-            self._flush_soon()
-
-    # --- what leaves ----------------------------------------------------------------------------------------
-
-    def _flush_soon(self) -> None:
-        """Send at the end of this turn of the loop."""
-        if not self._flushing:
-            self._flushing = True
-            self._loop.call_soon(self._flush)
-
-    def _flush(self) -> None:
-        self._flushing = False
-        if self._paused or self._transport.is_closing():
-            return
-        data = self._h2.data_to_send()
-        if self._answered and self._reset_answered():
-            data += self._h2.data_to_send()
-        if data:
-            self._transport.write(data)
-        if self._waiting:
-            self._wake_writers()
-        self._handle_events()
-
-    def _reset_answered(self) -> bool:
-        """Free streams whose answer is out and that the peer did not end. NO_ERROR: it may stop sending (RFC 9113 8.1)."""
-        still = []
-        for stream_id in self._answered:
-            if self._h2.queued_body_size(stream_id):
-                still.append(stream_id)
-            else:
-                self._h2.reset_stream(stream_id, ngh2.ErrorCode.NO_ERROR)
-        done = len(still) < len(self._answered)
-        self._answered = still
-        return done
-
-    def _wake_writers(self) -> None:
-        for stream_id, waiter in self._waiting.items():
-            if not waiter.done() and self._h2.queued_body_size(stream_id) <= self._limits.send_queue // 2:
-                waiter.set_result(None)
+    # --- the end --------------------------------------------------------------------------------------------
 
     def _keep_alive(self) -> None:
         """Ask a silent peer for a sign of life; leave one that gives none, such as a half-open connection's."""
         limits, wait_s = self._limits, self._limits.keepalive_interval_s
         if self._heard:
             self._heard = self._asked = False
-        elif self._asked or self._transport.is_closing():
+        elif self._asked:
             logger.debug("%s: no sign of life for %g s: closed", self.host, limits.keepalive_interval_s + limits.keepalive_timeout_s)
             self._transport.abort()
             return
         else:
             self._asked = True
-            self._h2.ping(_ALIVE)
-            self._flush_soon()
+            with UNLESS_CLOSED:
+                self._h2.ping(_ALIVE)
+            self._outbox.flush_soon()
             wait_s = limits.keepalive_timeout_s
         self._keepalive = self._loop.call_later(wait_s, self._keep_alive)
 
@@ -419,9 +339,28 @@ class Connection(asyncio.Protocol):
         self._close()
 
     def _close(self) -> None:
-        """Send what was written, then close; a peer that does not take it is left by `_keep_alive`."""
+        """Send what was written, then close.
+
+        Reading goes on until the peer closes too: closing with bytes unread would reset the connection, and could cost the peer
+        our last words.
+        """
+        self._closing = True
+        self._outbox.close()
         self._lose_streams()
-        self._transport.close()
+        if self._transport.can_write_eof():
+            self._transport.write_eof()
+        else:  # TLS has an end of its own
+            self._transport.close()
+        if self._keepalive is not None:
+            self._keepalive.cancel()
+        self._keepalive = self._loop.call_later(self._limits.keepalive_timeout_s, self._transport.abort)
 
     def _complain(self, problem: str) -> None:
         logger.log(self._shared.repeats.level(problem), "connection from %s: %s", self.host, problem)
+
+
+def _error_name(code: int) -> str:
+    try:
+        return ngh2.ErrorCode(code).name
+    except ValueError:
+        return str(code)

@@ -9,60 +9,44 @@ Limits.send_queue of its bytes have not left; what it wrote is queued before it 
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable
-from typing import Protocol
 
 from epp.server.conversation import StreamGoneError
+from epp.server.fast_outbox import Outbox
 from epp.server.grpc_framing import MessageReader, frame
 from epp.server.service import Handler
 from epp.server.status import GIVEN_UP, Ending
-
-
-class Sender(Protocol):
-    """What a stream needs of its connection."""
-
-    host: str
-
-    def send(self, stream: "Stream", data: bytes) -> int:
-        """Queue bytes of the body; how many bytes of this stream are queued now."""
-
-    def drained(self, stream: "Stream") -> Awaitable[None]:
-        """Wait until less is queued."""
-
-    def taken(self, stream: "Stream") -> None:
-        """Let the peer send as much again as was taken."""
 
 
 class Stream:
     """Not started until the first message, or the end, is there: streams that never say anything cost no task."""
 
     __slots__ = (
-        "_connection",
         "_messages",
+        "_outbox",
         "_waiter",
         "answered",
         "deadline",
         "gone",
         "half_closed",
         "handler",
+        "host",
         "id",
         "interruption",
         "reader",
         "running",
-        "send_limit",
         "started",
         "task",
         "unread",
     )
 
-    def __init__(self, connection: Sender, stream_id: int, handler: Handler, reader: MessageReader, send_limit: int) -> None:
-        self._connection = connection
+    def __init__(self, outbox: Outbox, host: str, stream_id: int, handler: Handler, reader: MessageReader) -> None:
+        self._outbox = outbox
         self.reader = reader
         self._messages: deque[bytes] = deque()
         self._waiter: asyncio.Future[None] | None = None
         self.id = stream_id
+        self.host = host
         self.handler = handler
-        self.send_limit = send_limit
         self.task: asyncio.Task[None] | None = None
         self.started = False
         """It has, or had, a task."""
@@ -78,11 +62,6 @@ class Stream:
         """Nothing can be sent any more."""
         self.unread = 0
         """Bytes that keep the window closed."""
-
-    @property
-    def host(self) -> str:
-        """The peer's address."""
-        return self._connection.host
 
     # --- for the handler ------------------------------------------------------------------------------------
 
@@ -100,16 +79,18 @@ class Stream:
             finally:
                 self._waiter = None
         message = messages.popleft()
-        if not messages and self.unread:
-            self._connection.taken(self)
+        if not messages:
+            self.taken()
         return message
 
     async def write(self, message: bytes) -> None:
         """Send one message; waits while the peer does not take what was sent. Raises StreamGoneError."""
         if self.gone:
             raise StreamGoneError("the stream is closed")
-        if self._connection.send(self, frame(message)) > self.send_limit:
-            await self._connection.drained(self)
+        if not self.answered:
+            self._outbox.begin(self.id)
+            self.answered = True
+        await self._outbox.write(self.id, frame(message))
 
     # --- for the connection ---------------------------------------------------------------------------------
 
@@ -121,7 +102,7 @@ class Stream:
             self._messages.extend(messages)
         elif self.reader.failure is None:
             if not self._messages:
-                self._connection.taken(self)
+                self.taken()
             return False
         self._wake()
         return True
@@ -137,6 +118,12 @@ class Stream:
         self.gone = True
         if self.deadline is not None:
             self.deadline.cancel()
+
+    def taken(self) -> None:
+        """All that arrived was taken: the peer may send as much again."""
+        if self.unread:
+            self._outbox.taken(self.id, self.unread)
+            self.unread = 0
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():

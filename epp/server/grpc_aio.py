@@ -150,6 +150,9 @@ class _Call:
             raise StreamGoneError(str(error)) from error
 
 
+_UNLIMITED = (1 << 31) - 1
+
+
 def _options(limits: Limits, max_recv_message_bytes: int) -> tuple[tuple[str, int], ...]:
     return (
         ("grpc.max_receive_message_length", max_recv_message_bytes),
@@ -163,10 +166,9 @@ def _options(limits: Limits, max_recv_message_bytes: int) -> tuple[tuple[str, in
         ("grpc.http2.ping_timeout_ms", round(limits.keepalive_timeout_s * 1000)),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.max_pings_without_data", 0),
-        ("grpc.max_concurrent_streams", limits.max_streams),
-        # Calls that wait for a turn of the loop; grpc's default cancels some beyond 1,000.
-        ("grpc.server.max_pending_requests", limits.max_streams),
-        ("grpc.server.max_pending_requests_hard_limit", limits.max_streams),
+        # Calls that wait for a turn of the loop: grpc cancels some beyond 1,000 unless told otherwise.
+        ("grpc.server.max_pending_requests", _UNLIMITED),
+        ("grpc.server.max_pending_requests_hard_limit", _UNLIMITED),
         ("grpc.max_metadata_size", limits.header_list),
         ("grpc.absolute_max_metadata_size", limits.header_list),
         # A bit each for identity and gzip.

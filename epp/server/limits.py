@@ -1,4 +1,4 @@
-"""What a peer may ask of a transport, in numbers; each with its reason. Frozen; built once by the composition root or a test.
+"""What a peer may ask of a transport, in numbers; each with its reason. Pure; built once by the composition root or a test.
 
 A peer is a data plane or a prober: trusted to be Envoy, not trusted to be healthy. Message sizes are the user's to choose
 (--grpc-max-recv-msg-size) and not here. grpc.aio takes over what it has an option for: keepalive and headers.
@@ -23,6 +23,8 @@ class Limits:
     """Of messages whose end has not arrived, over all streams: the window does not bound these, or a long message could not end."""
     send_queue: int = 256 << 10
     """Written and not yet taken by the peer, a stream; beyond it the writer waits. One message more may be queued."""
+    connection_send_queue: int = 16 << 20
+    """The same over all streams; beyond it every writer waits until its own bytes have left."""
     silent_streams: int = 10_000
     """Streams that end without having brought a message may come in a burst this large ..."""
     silent_streams_per_s: float = 1_000.0
@@ -33,3 +35,27 @@ class Limits:
     """A peer that is silent for so long is asked for a sign of life ..."""
     keepalive_timeout_s: float = 10.0
     """... and given up after so long without one."""
+
+
+class Allowance:
+    """So many at once, so many a second for long (a token bucket). Pure: it is told the time."""
+
+    __slots__ = ("_at", "_burst", "_left", "_per_s")
+
+    def __init__(self, burst: int, per_s: float) -> None:
+        self._burst = burst
+        self._per_s = per_s
+        self._left = float(burst)
+        self._at: float | None = None
+
+    def take(self, now: float) -> bool:
+        """One more, at this time in seconds; False: that is too many."""
+        if self._at is not None:
+            self._left = min(self._burst, self._left + (now - self._at) * self._per_s)
+        self._at = now
+        self._left -= 1
+        return self._left >= 0
+
+    def refill(self) -> None:
+        """Begin anew."""
+        self._left = float(self._burst)

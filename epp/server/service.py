@@ -1,25 +1,29 @@
 """The gRPC services of this process without a transport: which methods there are, what each does, how it ends.
 
 A transport finds the handler of a path in `methods`, runs it in a task of its own with a `Call`, and tells the peer the
-Ending it returns. A transport ends a call early by cancelling that task; nothing here awaits afterwards. All on one event loop.
+Ending it returns. A transport ends a call early by cancelling that task; nothing here awaits afterwards. ext_proc, whose
+streams come thousands a second, can also be served without a task: `open_exchange` gives a `LiveExchange` that the
+transport calls. All on one event loop.
 
 How a call ends: OK when the peer has no more to say or was sent an immediate response; INVALID_ARGUMENT when it broke the
 protocol; what a CallError says; INTERNAL on a bug of ours, logged with the number of the call.
 """
 
+import asyncio
 import itertools
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Protocol
 
 from epp import names
 from epp.errors import ProtocolError
 from epp.extproc import access_log
+from epp.extproc.events import Route
 from epp.reporter import Reporter
 from epp.server import health as health_service
-from epp.server.conversation import Conversation, StreamGoneError
+from epp.server.conversation import Conversation, StreamGoneError, TaskConversation
 from epp.server.interfaces import Health, RequestDirector
 from epp.server.status import DONE, GIVEN_UP, CallError, Ending, Status
 
@@ -68,7 +72,7 @@ class Service:
         self._now = now
         self._instance = instance
         self._numbers = itertools.count(1)
-        self._conversations: set[Conversation] = set()
+        self._open: set[TaskConversation | LiveExchange] = set()
         self._finishing = False
         self._loggers: Counter[str] = Counter()
         self.access_loggers = 0
@@ -91,23 +95,23 @@ class Service:
     def finish_answers(self) -> None:
         """End every conversation with OK as soon as its request is on its way; those that begin later too. For draining."""
         self._finishing = True
-        for conversation in tuple(self._conversations):
+        for conversation in tuple(self._open):
             conversation.finish()
+
+    def open_exchange(self, wire: "Wire") -> "LiveExchange":
+        """ExternalProcessor/Process without a task."""
+        exchange = LiveExchange(self._conversation(wire.host), wire, self._reporter, self._now, self._failed, self._open.discard)
+        self._open.add(exchange)
+        if self._finishing:
+            exchange.finish()
+        return exchange
 
     # --- handlers -------------------------------------------------------------------------------------------
 
     async def _process(self, call: Call) -> Ending:
         """ExternalProcessor/Process."""
-        conversation = Conversation(
-            call.read,
-            call.write,
-            director=self._director,
-            reporter=self._reporter,
-            max_body=self._max_body,
-            now=self._now,
-            logged=partial(self.logged, call.host),
-        )
-        self._conversations.add(conversation)
+        conversation = TaskConversation(self._conversation(call.host), call.read, call.write)
+        self._open.add(conversation)
         if self._finishing:
             conversation.finish()
         started, ending = self._now(), None
@@ -116,7 +120,7 @@ class Service:
             ending = await self._outcome("ext_proc", conversation.run())
             return ending
         finally:
-            self._conversations.discard(conversation)
+            self._open.discard(conversation)
             self._reporter.stream_closed((ending or call.interruption).status.name, self._now() - started)
 
     async def _stream_access_logs(self, call: Call) -> Ending:
@@ -142,21 +146,30 @@ class Service:
 
     # --- steps ----------------------------------------------------------------------------------------------
 
+    def _conversation(self, host: str) -> Conversation:
+        return Conversation(
+            director=self._director, reporter=self._reporter, max_body=self._max_body, now=self._now, logged=partial(self.logged, host)
+        )
+
     async def _outcome(self, kind: str, work: Awaitable[None]) -> Ending:
         """Do the work of a call; how it ended. A cancellation passes through."""
-        number = next(self._numbers)
         try:
             await work
-        except StreamGoneError:
+        except Exception as error:  # noqa: BLE001  # `_failed` tells it
+            return self._failed(error, kind)
+        return DONE
+
+    def _failed(self, error: Exception, kind: str = "ext_proc") -> Ending:
+        """How a call ends whose work raised this."""
+        if isinstance(error, StreamGoneError):
             return GIVEN_UP
-        except (ProtocolError, CallError) as error:
+        number = next(self._numbers)
+        if isinstance(error, ProtocolError | CallError):
             # A filter configured wrongly repeats its error with every request: say it once.
             logger.log(self.repeats.level(str(error)), "%s stream %d ended: %s", kind, number, error)
             return error.ending if isinstance(error, CallError) else Ending(Status.INVALID_ARGUMENT, str(error))
-        except Exception:
-            logger.exception("%s stream %d failed: this is a bug in epp", kind, number)
-            return Ending(Status.INTERNAL, f"a bug in epp, see its log: {kind} stream {number} failed")
-        return DONE
+        logger.error("%s stream %d failed: this is a bug in epp", kind, number, exc_info=error)
+        return Ending(Status.INTERNAL, f"a bug in epp, see its log: {kind} stream {number} failed")
 
     async def _take_access_log(self, call: Call) -> None:
         while (data := await call.read()) is not None:
@@ -176,6 +189,110 @@ class Service:
         if request is None:
             raise ProtocolError("a call without its one request message")
         await call.write(answer(request))
+
+
+class Wire(Protocol):
+    """One stream as a transport gives it to a LiveExchange."""
+
+    @property
+    def host(self) -> str:
+        """The peer's address without its port; "" where it has none."""
+
+    def send(self, message: bytes) -> None:
+        """Queue one message. Nothing where the stream is gone."""
+
+    def end(self, ending: Ending) -> None:
+        """Tell the peer how the call ended, after all messages. Not called after `LiveExchange.closed`."""
+
+
+class LiveExchange:
+    """One ext_proc stream that its transport calls: `message` for each, `half_closed` and `closed` once each at most."""
+
+    __slots__ = ("_conversation", "_failed", "_forget", "_now", "_pick", "_reporter", "_started", "_wire")
+
+    def __init__(
+        self,
+        conversation: Conversation,
+        wire: Wire,
+        reporter: Reporter,
+        now: Callable[[], float],
+        failed: Callable[[Exception], Ending],
+        forget: Callable[["LiveExchange"], None],
+    ) -> None:
+        """`failed` says how a stream ends that an exception ended; `forget` is called when it has ended."""
+        self._conversation = conversation
+        self._wire: Wire | None = wire
+        self._reporter = reporter
+        self._now = now
+        self._failed = failed
+        self._forget = forget
+        self._pick: asyncio.Task[None] | None = None
+        """A pick that takes time."""
+        self._started = now()
+        reporter.stream_opened()
+
+    def message(self, data: bytes) -> None:
+        """The peer sent one. Nothing where the stream has ended."""
+        if self._wire is None:
+            return
+        conversation = self._conversation
+        try:
+            replies = conversation.receive(data)
+        except Exception as error:  # noqa: BLE001  # `failed` tells it
+            self._end(self._failed(error))
+            return
+        if replies:
+            self._send(replies)
+        if conversation.waiting is not None:
+            self._pick = asyncio.get_running_loop().create_task(self._settle(conversation.waiting))
+
+    def half_closed(self) -> None:
+        """The peer sends no more, and needs no more."""
+        self._end(DONE)
+
+    def closed(self, interruption: Ending) -> None:
+        """The stream is over for the transport: reset, lost, ended from outside."""
+        if self._wire is not None:
+            self._over(interruption)
+
+    def finish(self) -> None:
+        """As `Conversation.finish`."""
+        self._send(self._conversation.finish())
+
+    def _send(self, messages: Sequence[bytes]) -> None:
+        wire, conversation = self._wire, self._conversation
+        if wire is None:
+            return
+        for message in messages:
+            wire.send(message)
+        conversation.sent()
+        if conversation.over:
+            self._end(DONE)
+
+    async def _settle(self, waiting: Awaitable[Route]) -> None:
+        try:
+            replies = await self._conversation.settle(waiting)
+        except Exception as error:  # noqa: BLE001  # `failed` tells it
+            self._end(self._failed(error))
+        else:
+            self._send(replies)
+        finally:
+            self._pick = None
+
+    def _end(self, ending: Ending) -> None:
+        wire = self._wire
+        if wire is not None:
+            self._over(ending)
+            wire.end(ending)
+
+    def _over(self, ending: Ending) -> None:
+        self._wire = None
+        pick, self._pick = self._pick, None
+        if pick is not None and pick is not asyncio.current_task():
+            pick.cancel()
+        self._conversation.close()
+        self._forget(self)
+        self._reporter.stream_closed(ending.status.name, self._now() - self._started)
 
 
 class Repeats:

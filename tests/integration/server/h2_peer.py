@@ -91,7 +91,8 @@ class Peer(asyncio.Protocol):
         self.flush()
 
     def data_received(self, data: bytes) -> None:
-        self.h2.receive_data(data)
+        with contextlib.suppress(ngh2.ConnectionStateError):  # after the last stream that a GOAWAY left open
+            self.h2.receive_data(data)
         for event in self.h2.events():
             self._on(event)
         if self.answers_pings:
@@ -120,7 +121,8 @@ class Peer(asyncio.Protocol):
 
     def take(self, stream: PeerStream) -> None:
         """Open the windows again by what has come on this stream."""
-        self.h2.acknowledge_received_data(len(stream.body) - stream.taken, stream.id)
+        with contextlib.suppress(ngh2.ConnectionStateError):  # that was the last stream after a GOAWAY
+            self.h2.acknowledge_received_data(len(stream.body) - stream.taken, stream.id)
         stream.taken = len(stream.body)
         self.flush()
 

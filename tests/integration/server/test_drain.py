@@ -70,6 +70,23 @@ async def test_a_stream_that_crossed_the_goaway(rig: Rig, *, idle: bool) -> None
     assert sorted(decision for decision, _, _ in rig.director.closed) == sorted(["d-1", "crossed", *["first"][idle:]])
 
 
+async def test_a_window_that_is_just_used_up(rig: Rig) -> None:
+    """An answer whose last byte closed the peer's window still ends with its status."""
+    request = request_headers(end_of_stream=True)
+    async with connect(rig.server.port) as probe:
+        stream = probe.request(request, end=True)
+        await stream.ended()
+        size = len(stream.body)
+    async with connect(rig.server.port, window=size, reads=False) as peer:
+        stream = peer.request(request)
+        await eventually(lambda: len(stream.body) == size)
+        stopping = asyncio.create_task(rig.server.stop(LONG_S))
+        await eventually(lambda: len(peer.goaways) == 2 or stream.status is not None)
+        peer.take(stream)
+        assert await stream.ended() == (Status.OK, "")
+        await stopping
+
+
 async def test_new_connections_are_refused(rig: Rig) -> None:
     """Once stopping has begun nobody new gets in."""
     async with connect(rig.server.port) as peer:

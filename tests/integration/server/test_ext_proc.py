@@ -30,7 +30,6 @@ from tests.integration.server.messages import (
 )
 from tests.integration.server.rig import Rig
 
-
 BIG = bytes(range(250)) * 800
 
 SEQUENCES: Mapping[str, tuple[list[pb.ProcessingRequest], list[str]]] = {

@@ -10,7 +10,7 @@ from epp._proto import ext_proc_pb2 as pb
 from epp.domain import DecisionId, RequestEnd, StreamClosed
 from epp.extproc.events import Route
 from epp.reporter import Reporter
-from epp.server.conversation import Conversation, StreamGoneError
+from epp.server.conversation import Conversation, StreamGoneError, TaskConversation
 
 MESSAGES = [
     pb.ProcessingRequest(request_headers=pb.HttpHeaders()),
@@ -76,11 +76,10 @@ class Stage:
         self.routed = closed.routed
 
 
-def conversation(stage: Stage) -> Conversation:
+def conversation(stage: Stage) -> TaskConversation:
     """Between a stage and itself."""
-    return Conversation(
-        stage.read, stage.write, director=stage, reporter=Reporter(), max_body=100_000, now=itertools.count().__next__, logged=lambda: False
-    )
+    talk = Conversation(director=stage, reporter=Reporter(), max_body=100_000, now=itertools.count().__next__, logged=lambda: False)
+    return TaskConversation(talk, stage.read, stage.write)
 
 
 @pytest.mark.parametrize("at", range(1, AWAITS + 1))

@@ -1,6 +1,7 @@
 """gRPC's message framing: whatever way the bytes are cut, the same messages, and the same failure."""
 
 import gzip
+import itertools
 import zlib
 from collections.abc import Sequence
 
@@ -18,9 +19,9 @@ def compressed(data: bytes) -> bytes:
     return b"\1" + len(data).to_bytes(4, "big") + data
 
 
-def outcome(chunks: Sequence[bytes], *, gzip: bool = True) -> tuple[list[bytes], str | None]:
+def outcome(chunks: Sequence[bytes]) -> tuple[list[bytes], str | None]:
     """The messages of a stream that arrives in these chunks, and what stands in for a next one."""
-    reader = MessageReader(LIMIT, gzip=gzip)
+    reader = MessageReader(LIMIT, gzip=True)
     messages = [message for chunk in chunks for message in reader.feed(chunk)]
     reader.end()
     return messages, None if reader.failure is None else str(reader.failure)
@@ -42,7 +43,7 @@ WIRES = st.lists(
 def test_any_chunking_gives_the_same(wire: bytes, cuts: list[int]) -> None:
     """Frame borders mean nothing."""
     borders = [0, *sorted(cut for cut in cuts if cut < len(wire)), len(wire)]
-    assert outcome([wire[a:b] for a, b in zip(borders, borders[1:], strict=False)]) == outcome([wire])
+    assert outcome([wire[a:b] for a, b in itertools.pairwise(borders)]) == outcome([wire])
 
 
 @given(st.lists(st.binary(max_size=LIMIT)), st.integers(1, 7))
@@ -57,7 +58,7 @@ def test_what_was_framed_is_read(messages: list[bytes], size: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("wire", "gzip", "status", "words"),
+    ("wire", "compresses", "status", "words"),
     [
         (frame(bytes(101)), False, Status.RESOURCE_EXHAUSTED, "(101 bytes) over the limit of 100 bytes: raise --grpc-max-recv-msg-size"),
         (b"\0\xff\xff\xff\xff", False, Status.RESOURCE_EXHAUSTED, "(4294967295 bytes)"),
@@ -70,9 +71,9 @@ def test_what_was_framed_is_read(messages: list[bytes], size: int) -> None:
         (compressed(gzip.compress(b"x") * 2), True, Status.INTERNAL, "not one whole gzip member"),
     ],
 )
-def test_failures(wire: bytes, gzip: bool, status: Status, words: str) -> None:
+def test_failures(wire: bytes, *, compresses: bool, status: Status, words: str) -> None:
     """What came before a failure counts, nothing after it does, and the peer is told what was wrong."""
-    reader = MessageReader(LIMIT, gzip=gzip)
+    reader = MessageReader(LIMIT, gzip=compresses)
     assert list(reader.feed(frame(b"before") + wire + frame(b"after"))) == [b"before"]
     assert reader.feed(frame(b"later")) == ()
     reader.end()

@@ -38,7 +38,7 @@ def test_calls(content_type: bytes, encoding: dict[bytes, bytes]) -> None:
         ),
     ],
 )
-def test_refusals(change: dict[bytes, bytes], known: bool, answer: dict[bytes, bytes]) -> None:
+def test_refusals(change: dict[bytes, bytes], *, known: bool, answer: dict[bytes, bytes]) -> None:
     """What is no call of ours gets the answer gRPC says it must."""
     refusal = grpc_headers.refusal({**CALL, **change}, known=known)
     assert refusal is not None

@@ -1,0 +1,156 @@
+"""What leaves one HTTP/2 connection: replies, statuses, and the bytes libnghttp2 makes of them.
+
+Owned by its Connection; called by the connection and by the tasks of its calls, on the event loop. Everything that was
+asked for in a turn of the loop leaves in one write at the end of the turn. Two queues hold what cannot leave: the peer's
+windows keep bodies in libnghttp2's, where a writer waits for its stream's part to drain; a peer that does not read its
+socket keeps bytes in asyncio's, and beyond WRITE_BUFFER_BYTES nothing more is framed.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+
+import ngh2
+
+from epp.server import grpc_headers
+from epp.server.conversation import StreamGoneError
+from epp.server.limits import Limits
+from epp.server.status import Ending
+
+WRITE_BUFFER_BYTES = 1 << 20
+
+UNLESS_CLOSED = contextlib.suppress(ngh2.NGH2Error)
+"""The bytes that make us act may also have ended the stream or the connection; then there is nobody left to act upon."""
+
+
+class Outbox:
+    """One connection's way out."""
+
+    def __init__(self, h2: ngh2.Connection, loop: asyncio.AbstractEventLoop, limits: Limits, flushed: Callable[[], None]) -> None:
+        """`flushed` is called when bytes were framed: there may be events."""
+        self._h2 = h2
+        self._loop = loop
+        self._limits = limits
+        self._flushed = flushed
+        self._transport: asyncio.Transport | None = None
+        self._paused = False
+        self._soon = False
+        self._ended: list[int] = []
+        """Streams whose answer is queued to its end while the peer may still send."""
+        self._writers: dict[int, asyncio.Future[None]] = {}
+        """Those that wait, by stream."""
+
+    def open(self, transport: asyncio.Transport) -> None:
+        """From now on bytes leave."""
+        self._transport = transport
+        transport.set_write_buffer_limits(WRITE_BUFFER_BYTES)
+        self.flush_soon()
+
+    def close(self) -> None:
+        """No bytes leave any more."""
+        self._transport = None
+
+    def pause(self) -> None:
+        """The peer does not read its socket."""
+        self._paused = True
+
+    def resume(self) -> None:
+        """It does again."""
+        self._paused = False
+        self.flush_soon()
+
+    # --- a stream -------------------------------------------------------------------------------------------
+
+    def begin(self, stream_id: int) -> None:
+        """The head of an answer with messages. Raises StreamGoneError."""
+        try:
+            self._h2.send_response(stream_id, grpc_headers.RESPONSE)
+        except ngh2.NGH2Error as error:
+            raise StreamGoneError(str(error)) from error
+
+    async def write(self, stream_id: int, data: bytes) -> None:
+        """Bytes of the body; waits while too many are queued, after these. Raises StreamGoneError."""
+        try:
+            self._h2.send_data(stream_id, data)
+        except ngh2.NGH2Error as error:
+            raise StreamGoneError(str(error)) from error
+        self.flush_soon()
+        if self._full(stream_id, self._limits.send_queue):
+            writer = self._writers[stream_id] = self._loop.create_future()
+            try:
+                await writer
+            finally:
+                del self._writers[stream_id]
+
+    def answer(self, stream_id: int, head: grpc_headers.Headers, *, half_closed: bool) -> None:
+        """A whole answer without messages. `half_closed`: the peer has ended its side."""
+        with UNLESS_CLOSED:
+            self._h2.send_response(stream_id, head, end_stream=True)
+            self._end(stream_id, half_closed=half_closed)
+
+    def end(self, stream_id: int, ending: Ending, *, half_closed: bool) -> None:
+        """The status, after all messages."""
+        with UNLESS_CLOSED:
+            self._h2.send_trailers(stream_id, grpc_headers.trailers(ending))
+            self._end(stream_id, half_closed=half_closed)
+
+    def taken(self, stream_id: int, size: int) -> None:
+        """So many bytes that came were taken: open the windows again."""
+        with UNLESS_CLOSED:
+            self._h2.acknowledge_received_data(size, stream_id)
+            self.flush_soon()
+
+    def _end(self, stream_id: int, *, half_closed: bool) -> None:
+        if not half_closed:
+            self._ended.append(stream_id)
+        self.flush_soon()
+
+    # --- flushing -------------------------------------------------------------------------------------------
+
+    def flush_soon(self) -> None:
+        """Send at the end of this turn of the loop."""
+        if not self._soon:
+            self._soon = True
+            self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._soon = False
+        transport = self._transport
+        if transport is None or self._paused or transport.is_closing():
+            return
+        data = self._h2.data_to_send()
+        if self._ended and self._reset_ended():
+            data += self._h2.data_to_send()
+        if data:
+            transport.write(data)
+        if self._writers:
+            self._wake_writers()
+        self._flushed()
+
+    def _reset_ended(self) -> bool:
+        """Free streams whose answer is out and that the peer did not end. NO_ERROR: it may stop sending (RFC 9113 8.1)."""
+        kept = [stream_id for stream_id in self._ended if not self._reset_if_out(stream_id)]
+        some = len(kept) < len(self._ended)
+        self._ended = kept
+        return some
+
+    def _reset_if_out(self, stream_id: int) -> bool:
+        """libnghttp2 holds trailers back, too, while a window is closed."""
+        h2 = self._h2
+        try:
+            if h2.queued_body_size(stream_id) or h2.remote_window_size <= 0 or h2.stream_remote_window_size(stream_id) <= 0:
+                return False
+            h2.reset_stream(stream_id, ngh2.ErrorCode.NO_ERROR)
+        except ngh2.NGH2Error:  # it is closed already
+            return True
+        return True
+
+    def _full(self, stream_id: int, limit: int) -> bool:
+        """Whether the writer of this stream has to wait."""
+        queued = self._h2.queued_body_size(stream_id)
+        return queued > limit or (queued > 0 and self._h2.queued_body_size() > self._limits.connection_send_queue)
+
+    def _wake_writers(self) -> None:
+        for stream_id, writer in self._writers.items():
+            if not writer.done() and not self._full(stream_id, self._limits.send_queue // 2):
+                writer.set_result(None)
