@@ -95,7 +95,7 @@ async def measure(model_folder: Path, *, quick: bool) -> list[Step]:
         for count in (8, 1000):
             operations[f"schedule, {work.value}, {count:,} endpoints"] = _schedule(work, count, model_folder)
     steps = [Step(name, _timed(operation, quick=quick)) for name, operation in operations.items()]
-    steps += [step async for step in _conversations(chats, model_folder, quick=quick)]
+    steps += _conversations(chats, model_folder, quick=quick)
     return steps + [step async for step in _decisions(chats, model_folder, quick=quick)]
 
 
@@ -293,7 +293,7 @@ async def _decisions(chats: Mapping[str, Sequence[bytes]], model_folder: Path, *
         await tokenization.close()
 
 
-async def _conversations(chats: Mapping[str, Sequence[bytes]], model_folder: Path, *, quick: bool) -> AsyncIterator[Step]:
+def _conversations(chats: Mapping[str, Sequence[bytes]], model_folder: Path, *, quick: bool) -> Iterator[Step]:
     """All that happens to a request but its transport and its log entry: conversation, codec, random pick, books, metrics."""
     effective = _config(Work.BARE, model_folder)
     reporter = _reporters()
@@ -314,25 +314,19 @@ async def _conversations(chats: Mapping[str, Sequence[bytes]], model_folder: Pat
         instance=INSTANCE,
     )
 
-    async def write(_message: bytes) -> None:
-        pass
-
     for name, sized in chats.items():
         turns = itertools.cycle([list(_request_messages(body)) for body in sized])
 
-        async def whole(turns: Iterator[Sequence[bytes]] = turns) -> None:
-            messages = iter(next(turns))
-
-            async def read() -> bytes | None:
-                return next(messages, None)
-
-            await Conversation(
-                read, write, director=director, reporter=reporter, max_body=MAX_BODY, now=time.monotonic, logged=lambda: True
-            ).run()
+        def whole(turns: Iterator[Sequence[bytes]] = turns) -> None:
+            conversation = Conversation(director=director, reporter=reporter, max_body=MAX_BODY, now=time.monotonic, logged=lambda: True)
+            for message in next(turns):
+                conversation.receive(message)
+                conversation.sent()
+            conversation.close()
             decision = access_log.new_id(INSTANCE, str(next(expected)))
             director.ended(RequestEnd(decision, EndCause.FINISHED, status=200, duration_s=0.5, bytes_sent=2000))
 
-        yield Step(f"whole conversation without transport, {name}", await _timed_async(whole, quick=quick))
+        yield Step(f"whole conversation without transport, {name}", _timed(whole, quick=quick))
     assert not director.open_decisions
 
 

@@ -54,8 +54,8 @@ HOUSEKEEPING_INTERVAL_S = 1.0
 # Readiness waits this long for first replays: a pod that is down must not hold the picker back.
 SETTLE_LIMIT_S = 10.0
 
-# Streams still open when the server stops get this long to end by themselves.
-STOP_GRACE_S = 1.0
+# Requests that are still being picked when the server stops get this long; answers end at once.
+STOP_GRACE_S = 10.0
 
 # fastokens releases the GIL, so more than one long prompt at a time is worth it; more would starve the loop.
 TOKENIZER_THREADS = 2
@@ -177,11 +177,21 @@ class App:
                 await drain.wait()
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(stop.wait(), self._options.drain_timeout)
-                await self._server.stop(STOP_GRACE_S)
+                await self._stop_serving(stop)
                 for task in background:
                     task.cancel()
         finally:
             await asyncio.to_thread(metrics_server.close)
+
+    async def _stop_serving(self, at_once: asyncio.Event) -> None:
+        """End what is open in order, until `at_once`."""
+        stopping = asyncio.create_task(self._server.stop(STOP_GRACE_S))
+        hurry = asyncio.create_task(at_once.wait())
+        await asyncio.wait((stopping, hurry), return_when=asyncio.FIRST_COMPLETED)
+        hurry.cancel()
+        if not stopping.done():
+            await self._server.stop(0.0)
+        await stopping
 
     async def close(self) -> None:
         """Give back what was opened; safe after a start that failed half way."""

@@ -73,8 +73,10 @@ class FastServer:
         await self._ended(None)
 
     async def _listen(self, methods: Mapping[str, Handler], port: int, flag: str, tls: ssl.SSLContext | None) -> int:
+        exchanges = self._service.exchanges
         shared = Shared(
-            {path.encode(): handler for path, handler in methods.items()},
+            {path.encode(): handler for path, handler in methods.items() if path not in exchanges},
+            {path.encode(): exchanges[path] for path in methods if path in exchanges},
             self._limits,
             self._max_recv_message_bytes,
             self._service.repeats,

@@ -3,8 +3,9 @@
 Speaks gRPC over HTTP/2 for the handlers it is given and decides nothing else. Made by the server for every accepted
 socket; everything happens on one event loop. What leaves is `fast_outbox`'s business.
 
-A call: HEADERS make a Stream; its first whole message starts the task; the handler's Ending becomes trailers. RST_STREAM, a
-lost connection, a deadline or a stopping server cancel the task. Bounds on what a peer may ask are in `limits`. libnghttp2's
+A call: HEADERS make a Stream. That of ext_proc is a LiveStream, which hands each message on at once; of the others the first
+whole message starts a task. An Ending becomes trailers. RST_STREAM, a lost connection, a deadline or a stopping server end
+the exchange or cancel the task. Bounds on what a peer may ask are in `limits`. libnghttp2's
 own limits on resets are lifted, because Envoy resets a stream per request (spec/protocol.md 10.2).
 """
 
@@ -19,10 +20,10 @@ import ngh2
 
 from epp.server import grpc_headers
 from epp.server.fast_outbox import UNLESS_CLOSED, Outbox
-from epp.server.fast_stream import Stream
+from epp.server.fast_stream import LiveStream, Stream, TaskStream
 from epp.server.grpc_framing import MessageReader
 from epp.server.limits import Allowance, Limits
-from epp.server.service import Handler, Repeats
+from epp.server.service import Handler, LiveExchange, Repeats, Wire
 from epp.server.status import Ending, Status
 
 logger = logging.getLogger(__name__)
@@ -45,6 +46,9 @@ class Shared:
     """What the connections of one port have in common."""
 
     methods: Mapping[bytes, Handler]
+    """By path; each call runs in a task."""
+    exchanges: Mapping[bytes, Callable[[Wire], LiveExchange]]
+    """By path; calls that need none."""
     limits: Limits
     max_message: int
     repeats: Repeats
@@ -62,6 +66,7 @@ class Connection(asyncio.Protocol):
         limits = shared.limits
         self._shared = shared
         self._methods = shared.methods
+        self._exchanges = shared.exchanges
         self._limits = limits
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport
@@ -75,7 +80,7 @@ class Connection(asyncio.Protocol):
                 max_continuations=limits.header_list // _FRAME_BYTES,
             ),
         )
-        self._streams: dict[int, Stream] = {}
+        self._streams: dict[int, LiveStream | TaskStream] = {}
         self._outbox = Outbox(self._h2, self._loop, limits, self._handle_events)
         self._pending = 0
         """Bytes of incomplete messages."""
@@ -124,7 +129,7 @@ class Connection(asyncio.Protocol):
             self._give_up(data, error)
             return
         self._handle_events()
-        self._outbox.flush_soon()
+        self._outbox.flush()
 
     def pause_writing(self) -> None:
         """The peer does not read."""
@@ -188,14 +193,19 @@ class Connection(asyncio.Protocol):
 
     def _request(self, event: ngh2.RequestReceived) -> None:
         head = dict(event.headers)
-        handler = self._methods.get(head.get(b":path", b""))
-        refusal = grpc_headers.refusal(head, known=handler is not None)
-        if handler is None or refusal is not None:
-            assert refusal is not None
+        path = head.get(b":path", b"")
+        open_exchange, handler = self._exchanges.get(path), self._methods.get(path)
+        refusal = grpc_headers.refusal(head, known=open_exchange is not None or handler is not None)
+        if refusal is not None:
             self._outbox.answer(event.stream_id, refusal, half_closed=event.end_stream)
             return
         reader = MessageReader(self._shared.max_message, gzip=head.get(b"grpc-encoding") == b"gzip")
-        stream = Stream(self._outbox, self.host, event.stream_id, handler, reader)
+        stream: LiveStream | TaskStream
+        if open_exchange is not None:
+            stream = LiveStream(self._outbox, self.host, event.stream_id, reader, open_exchange, self._finish)
+        else:
+            assert handler is not None, "an unknown path is refused"
+            stream = TaskStream(self._outbox, self.host, event.stream_id, reader, handler)
         timeout = head.get(b"grpc-timeout")
         if timeout is not None:
             seconds = grpc_headers.timeout_s(timeout)
@@ -207,8 +217,7 @@ class Connection(asyncio.Protocol):
             stream.deadline = self._loop.call_later(seconds, self._interrupt, stream, DEADLINE_PASSED)
         self._streams[event.stream_id] = stream
         if event.end_stream:
-            stream.end()
-            self._start(stream)
+            self._half_closed(event.stream_id)
 
     def _data(self, event: ngh2.DataReceived) -> None:
         data = event.data
@@ -226,7 +235,7 @@ class Connection(asyncio.Protocol):
                 return
         if event.end_stream:
             self._half_closed(event.stream_id)
-        elif to_do:
+        elif to_do and isinstance(stream, TaskStream):
             self._start(stream)
 
     def _half_closed(self, stream_id: int) -> None:
@@ -234,7 +243,8 @@ class Connection(asyncio.Protocol):
         if stream is not None and not stream.gone:
             self._pending -= stream.reader.pending
             stream.end()
-            self._start(stream)
+            if isinstance(stream, TaskStream):
+                self._start(stream)
 
     def _stream_closed(self, stream_id: int) -> None:
         """HTTP/2 is through with a stream, any way."""
@@ -268,13 +278,13 @@ class Connection(asyncio.Protocol):
 
     # --- calls ----------------------------------------------------------------------------------------------
 
-    def _start(self, stream: Stream) -> None:
+    def _start(self, stream: TaskStream) -> None:
         if not stream.started:
-            stream.started = True
-            stream.task = self._loop.create_task(self._serve(stream))
-            self._shared.tasks.add(stream.task)
+            task = self._loop.create_task(self._serve(stream))
+            stream.start(task)
+            self._shared.tasks.add(task)
 
-    async def _serve(self, stream: Stream) -> None:
+    async def _serve(self, stream: TaskStream) -> None:
         stream.running = True
         ending = None
         try:
@@ -283,20 +293,23 @@ class Connection(asyncio.Protocol):
             self._finish(stream, ending or stream.interruption)
             self._end_task(stream)
 
-    def _end_task(self, stream: Stream) -> None:
+    def _end_task(self, stream: TaskStream) -> None:
         if stream.task is not None:
             self._shared.tasks.discard(stream.task)
             stream.task = None  # each holds the other: without this, garbage collection would have to find them
             self._shared.changed()
 
-    def _interrupt(self, stream: Stream, ending: Ending) -> None:
+    def _interrupt(self, stream: LiveStream | TaskStream, ending: Ending) -> None:
         """End a call from outside."""
         stream.interruption = ending
-        if not stream.running:
+        if isinstance(stream, LiveStream) or not stream.running:
             self._finish(stream, ending)
         self._cancel(stream)
 
-    def _cancel(self, stream: Stream) -> None:
+    def _cancel(self, stream: LiveStream | TaskStream) -> None:
+        if isinstance(stream, LiveStream):
+            stream.interrupt()
+            return
         task = stream.task
         if task is not None:
             task.cancel()

@@ -9,6 +9,7 @@ socket keeps bytes in asyncio's, and beyond WRITE_BUFFER_BYTES nothing more is f
 import asyncio
 import contextlib
 from collections.abc import Callable
+from typing import Protocol
 
 import ngh2
 
@@ -21,6 +22,15 @@ WRITE_BUFFER_BYTES = 1 << 20
 
 UNLESS_CLOSED = contextlib.suppress(ngh2.NGH2Error)
 """The bytes that make us act may also have ended the stream or the connection; then there is nobody left to act upon."""
+
+
+class Sender(Protocol):
+    """Who sends without waiting."""
+
+    id: int
+
+    def drained(self) -> None:
+        """Enough of what was queued has left."""
 
 
 class Outbox:
@@ -39,6 +49,8 @@ class Outbox:
         """Streams whose answer is queued to its end while the peer may still send."""
         self._writers: dict[int, asyncio.Future[None]] = {}
         """Those that wait, by stream."""
+        self._senders: dict[int, Sender] = {}
+        """Those that are to be told, by stream."""
 
     def open(self, transport: asyncio.Transport) -> None:
         """From now on bytes leave."""
@@ -68,14 +80,16 @@ class Outbox:
         except ngh2.NGH2Error as error:
             raise StreamGoneError(str(error)) from error
 
+    def send(self, sender: Sender, data: bytes) -> bool:
+        """Bytes of the body; whether too many are queued now: `sender.drained` is called when they have left. Raises StreamGoneError."""
+        if not self._queue(sender.id, data):
+            return False
+        self._senders[sender.id] = sender
+        return True
+
     async def write(self, stream_id: int, data: bytes) -> None:
         """Bytes of the body; waits while too many are queued, after these. Raises StreamGoneError."""
-        try:
-            self._h2.send_data(stream_id, data)
-        except ngh2.NGH2Error as error:
-            raise StreamGoneError(str(error)) from error
-        self.flush_soon()
-        if self._full(stream_id, self._limits.send_queue):
+        if self._queue(stream_id, data):
             writer = self._writers[stream_id] = self._loop.create_future()
             try:
                 await writer
@@ -100,6 +114,15 @@ class Outbox:
             self._h2.acknowledge_received_data(size, stream_id)
             self.flush_soon()
 
+    def _queue(self, stream_id: int, data: bytes) -> bool:
+        """Whether too many bytes are queued now. Raises StreamGoneError."""
+        try:
+            self._h2.send_data(stream_id, data)
+        except ngh2.NGH2Error as error:
+            raise StreamGoneError(str(error)) from error
+        self.flush_soon()
+        return self._is_full(stream_id, self._limits.send_queue)
+
     def _end(self, stream_id: int, *, half_closed: bool) -> None:
         if not half_closed:
             self._ended.append(stream_id)
@@ -111,10 +134,14 @@ class Outbox:
         """Send at the end of this turn of the loop."""
         if not self._soon:
             self._soon = True
-            self._loop.call_soon(self._flush)
+            self._loop.call_soon(self._flush_now)
 
-    def _flush(self) -> None:
+    def _flush_now(self) -> None:
         self._soon = False
+        self.flush()
+
+    def flush(self) -> None:
+        """Send now."""
         transport = self._transport
         if transport is None or self._paused or transport.is_closing():
             return
@@ -125,6 +152,8 @@ class Outbox:
             transport.write(data)
         if self._writers:
             self._wake_writers()
+        if self._senders:
+            self._tell_senders()
         self._flushed()
 
     def _reset_ended(self) -> bool:
@@ -145,12 +174,22 @@ class Outbox:
             return True
         return True
 
-    def _full(self, stream_id: int, limit: int) -> bool:
+    def _is_full(self, stream_id: int, limit: int) -> bool:
         """Whether the writer of this stream has to wait."""
         queued = self._h2.queued_body_size(stream_id)
         return queued > limit or (queued > 0 and self._h2.queued_body_size() > self._limits.connection_send_queue)
 
     def _wake_writers(self) -> None:
         for stream_id, writer in self._writers.items():
-            if not writer.done() and not self._full(stream_id, self._limits.send_queue // 2):
+            if not writer.done() and not self._is_full(stream_id, self._limits.send_queue // 2):
                 writer.set_result(None)
+
+    def _tell_senders(self) -> None:
+        for stream_id, sender in tuple(self._senders.items()):
+            try:
+                full = self._is_full(stream_id, self._limits.send_queue // 2)
+            except ngh2.NGH2Error:  # it is closed
+                full = False
+            if not full:
+                del self._senders[stream_id]
+                sender.drained()

@@ -87,6 +87,8 @@ class Service:
             f"/{names.ACCESS_LOG_SERVICE}/StreamAccessLogs": self._stream_access_logs,
             **self.health_methods,
         }
+        self.exchanges: Mapping[str, Callable[[Wire], LiveExchange]] = {f"/{names.EXT_PROC_SERVICE}/Process": self.open_exchange}
+        """Methods of `methods` that can be served without a task."""
 
     def logged(self, host: str) -> bool:
         """Whether the data plane on this host has an access-log stream open to us."""
@@ -198,17 +200,17 @@ class Wire(Protocol):
     def host(self) -> str:
         """The peer's address without its port; "" where it has none."""
 
-    def send(self, message: bytes) -> None:
-        """Queue one message. Nothing where the stream is gone."""
+    def send(self, messages: Sequence[bytes]) -> None:
+        """Queue messages. Nothing where the stream is gone."""
 
-    def end(self, ending: Ending) -> None:
+    def finish(self, ending: Ending) -> None:
         """Tell the peer how the call ended, after all messages. Not called after `LiveExchange.closed`."""
 
 
 class LiveExchange:
     """One ext_proc stream that its transport calls: `message` for each, `half_closed` and `closed` once each at most."""
 
-    __slots__ = ("_conversation", "_failed", "_forget", "_now", "_pick", "_reporter", "_started", "_wire")
+    __slots__ = ("_conversation", "_failed", "_forget", "_half_closed", "_now", "_pick", "_reporter", "_started", "_wire")
 
     def __init__(
         self,
@@ -228,6 +230,7 @@ class LiveExchange:
         self._forget = forget
         self._pick: asyncio.Task[None] | None = None
         """A pick that takes time."""
+        self._half_closed = False
         self._started = now()
         reporter.stream_opened()
 
@@ -243,12 +246,14 @@ class LiveExchange:
             return
         if replies:
             self._send(replies)
-        if conversation.waiting is not None:
+        if conversation.waiting is not None and self._pick is None:
             self._pick = asyncio.get_running_loop().create_task(self._settle(conversation.waiting))
 
     def half_closed(self) -> None:
-        """The peer sends no more, and needs no more."""
-        self._end(DONE)
+        """The peer sends no more: it gets the replies it is owed, then the end."""
+        self._half_closed = True
+        if self._pick is None:
+            self._end(DONE)
 
     def closed(self, interruption: Ending) -> None:
         """The stream is over for the transport: reset, lost, ended from outside."""
@@ -263,8 +268,7 @@ class LiveExchange:
         wire, conversation = self._wire, self._conversation
         if wire is None:
             return
-        for message in messages:
-            wire.send(message)
+        wire.send(messages)
         conversation.sent()
         if conversation.over:
             self._end(DONE)
@@ -276,6 +280,8 @@ class LiveExchange:
             self._end(self._failed(error))
         else:
             self._send(replies)
+            if self._half_closed:
+                self._end(DONE)
         finally:
             self._pick = None
 
@@ -283,7 +289,7 @@ class LiveExchange:
         wire = self._wire
         if wire is not None:
             self._over(ending)
-            wire.end(ending)
+            wire.finish(ending)
 
     def _over(self, ending: Ending) -> None:
         self._wire = None

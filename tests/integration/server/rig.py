@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import grpc
 import grpc.aio
+import pytest
 
 from epp import names
 from epp._proto import ext_proc_pb2 as pb
@@ -20,6 +21,9 @@ from epp.server.service import Service
 from epp.testing.waiting import eventually
 
 TRANSPORTS = ("fast", "grpc")
+
+# For what grpc leaves to itself.
+FAST_ONLY = pytest.mark.parametrize("rig", ["fast"], indirect=True)
 MAX_MESSAGE = 4 << 20
 
 Script = Callable[[Mapping[str, str], Sequence[str] | None, bytes | None], Awaitable[Route]]

@@ -14,7 +14,7 @@ from epp.server.status import Status
 from epp.testing.waiting import eventually
 from tests.integration.server.h2_peer import Peer, connect, framed
 from tests.integration.server.messages import request_body, request_headers, summary
-from tests.integration.server.rig import MAX_MESSAGE, Rig
+from tests.integration.server.rig import FAST_ONLY, MAX_MESSAGE, Rig
 
 GET = request_headers(end_of_stream=True).SerializeToString()
 
@@ -127,10 +127,9 @@ async def test_unknown_methods(peer: Peer) -> None:
 @pytest.mark.parametrize(
     ("method", "content_type", "status"), [("GET", "application/grpc", "405"), ("POST", "application/json", "415"), ("POST", "", "415")]
 )
+@FAST_ONLY  # grpc's own business
 async def test_what_is_no_grpc(rig: Rig, peer: Peer, method: str, content_type: str, status: str) -> None:
     """The answer is HTTP's. (grpc is lenient about content types.)"""
-    if rig.transport != "fast":
-        pytest.skip("grpc's own business")
     stream = peer.open(method=method, content_type=content_type)
     await eventually(lambda: stream.closed)
     assert stream.head[":status"] == status
@@ -225,10 +224,9 @@ async def test_headers_beyond_all_limits(rig: Rig, peer: Peer) -> None:
     await still_serves(peer)
 
 
+@FAST_ONLY  # grpc bounds memory in its own way
 async def test_incomplete_messages_are_bounded(rig: Rig) -> None:
     """However many streams leave a message unfinished: the bytes kept for a connection have a limit."""
-    if rig.transport != "fast":
-        pytest.skip("grpc bounds memory in its own way")
     server = rig.new_server(0, None, limits=Limits(partial_messages=1_000_000))
     await server.start()
     try:

@@ -58,7 +58,7 @@ class World(Reporter):
     def unmatched(self, reason: str) -> None:
         raise AssertionError
 
-    def stream_closed(self, *told: object) -> None:  # type: ignore[override]  # the director's and the reporter's
+    def stream_closed(self, *told: object) -> None:
         if not isinstance(told[1], StreamClosed):
             self.codes.append(str(told[0]))
 
