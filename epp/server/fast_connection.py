@@ -123,13 +123,15 @@ class Connection(asyncio.Protocol):
         self._heard = True
         if self._closing:
             return
+        outbox = self._outbox
+        outbox.begin_turn()
         try:
             self._h2.receive_data(data)
         except ngh2.NGH2Error as error:
             self._give_up(data, error)
-            return
-        self._handle_events()
-        self._outbox.flush()
+        else:
+            self._handle_events()
+        outbox.end_turn()
 
     def pause_writing(self) -> None:
         """The peer does not read."""

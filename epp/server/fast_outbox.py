@@ -1,7 +1,8 @@
 """What leaves one HTTP/2 connection: replies, statuses, and the bytes libnghttp2 makes of them.
 
 Owned by its Connection; called by the connection and by the tasks of its calls, on the event loop. Everything that was
-asked for in a turn of the loop leaves in one write at the end of the turn. Two queues hold what cannot leave: the peer's
+asked for in a turn of the loop leaves in one write at the end of the turn; what nobody waits for (statuses, windows, chunks
+of an answer) leaves a moment later if something has just left, because a write costs as much as all the rest. Two queues hold what cannot leave: the peer's
 windows keep bodies in libnghttp2's, where a writer waits for its stream's part to drain; a peer that does not read its
 socket keeps bytes in asyncio's, and beyond WRITE_BUFFER_BYTES nothing more is framed.
 """
@@ -16,9 +17,12 @@ import ngh2
 from epp.server import grpc_headers
 from epp.server.conversation import StreamGoneError
 from epp.server.limits import Limits
-from epp.server.status import Ending
+from epp.server.status import Ending, Status
 
 WRITE_BUFFER_BYTES = 1 << 20
+
+# So long may bytes that nobody waits for wait for others to leave with: a millisecond is uvloop's finest.
+PATIENCE_S = 0.001
 
 UNLESS_CLOSED = contextlib.suppress(ngh2.NGH2Error)
 """The bytes that make us act may also have ended the stream or the connection; then there is nobody left to act upon."""
@@ -45,6 +49,10 @@ class Outbox:
         self._transport: asyncio.Transport | None = None
         self._paused = False
         self._soon = False
+        """The end of a turn is near: `end_turn` will be called."""
+        self._urgent = False
+        self._flushed_at = 0.0
+        self._later: asyncio.TimerHandle | None = None
         self._ended: list[int] = []
         """Streams whose answer is queued to its end while the peer may still send."""
         self._writers: dict[int, asyncio.Future[None]] = {}
@@ -80,16 +88,16 @@ class Outbox:
         except ngh2.NGH2Error as error:
             raise StreamGoneError(str(error)) from error
 
-    def send(self, sender: Sender, data: bytes) -> bool:
+    def send(self, sender: Sender, data: bytes, *, urgent: bool) -> bool:
         """Bytes of the body; whether too many are queued now: `sender.drained` is called when they have left. Raises StreamGoneError."""
-        if not self._queue(sender.id, data):
+        if not self._queue(sender.id, data, urgent=urgent):
             return False
         self._senders[sender.id] = sender
         return True
 
     async def write(self, stream_id: int, data: bytes) -> None:
         """Bytes of the body; waits while too many are queued, after these. Raises StreamGoneError."""
-        if self._queue(stream_id, data):
+        if self._queue(stream_id, data, urgent=True):
             writer = self._writers[stream_id] = self._loop.create_future()
             try:
                 await writer
@@ -100,48 +108,62 @@ class Outbox:
         """A whole answer without messages. `half_closed`: the peer has ended its side."""
         with UNLESS_CLOSED:
             self._h2.send_response(stream_id, head, end_stream=True)
-            self._end(stream_id, half_closed=half_closed)
+            self._end(stream_id, half_closed=half_closed, urgent=True)
 
     def end(self, stream_id: int, ending: Ending, *, half_closed: bool) -> None:
         """The status, after all messages."""
         with UNLESS_CLOSED:
             self._h2.send_trailers(stream_id, grpc_headers.trailers(ending))
-            self._end(stream_id, half_closed=half_closed)
+            self._end(stream_id, half_closed=half_closed, urgent=ending.status is not Status.OK)
 
     def taken(self, stream_id: int, size: int) -> None:
         """So many bytes that came were taken: open the windows again."""
         with UNLESS_CLOSED:
             self._h2.acknowledge_received_data(size, stream_id)
-            self.flush_soon()
+            self.flush_soon(urgent=False)
 
-    def _queue(self, stream_id: int, data: bytes) -> bool:
+    def _queue(self, stream_id: int, data: bytes, *, urgent: bool) -> bool:
         """Whether too many bytes are queued now. Raises StreamGoneError."""
         try:
             self._h2.send_data(stream_id, data)
         except ngh2.NGH2Error as error:
             raise StreamGoneError(str(error)) from error
-        self.flush_soon()
+        self.flush_soon(urgent=urgent)
         return self._is_full(stream_id, self._limits.send_queue)
 
-    def _end(self, stream_id: int, *, half_closed: bool) -> None:
+    def _end(self, stream_id: int, *, half_closed: bool, urgent: bool) -> None:
         if not half_closed:
             self._ended.append(stream_id)
-        self.flush_soon()
+        self.flush_soon(urgent=urgent)
 
     # --- flushing -------------------------------------------------------------------------------------------
 
-    def flush_soon(self) -> None:
-        """Send at the end of this turn of the loop."""
+    def begin_turn(self) -> None:
+        """Whatever is asked for from now on leaves with `end_turn`."""
+        self._soon = True
+
+    def end_turn(self) -> None:
+        """Send, or wait a moment for more."""
+        self._soon = False
+        if self._urgent or self._loop.time() - self._flushed_at >= PATIENCE_S:
+            self._flush()
+        elif self._later is None:
+            self._later = self._loop.call_later(PATIENCE_S, self._flush_late)
+
+    def flush_soon(self, *, urgent: bool = True) -> None:
+        """Send at the end of this turn of the loop; what is not urgent, perhaps a moment later."""
+        self._urgent = self._urgent or urgent
         if not self._soon:
             self._soon = True
-            self._loop.call_soon(self._flush_now)
+            self._loop.call_soon(self.end_turn)
 
-    def _flush_now(self) -> None:
-        self._soon = False
-        self.flush()
+    def _flush_late(self) -> None:
+        self._later = None
+        self._flush()
 
-    def flush(self) -> None:
-        """Send now."""
+    def _flush(self) -> None:
+        self._urgent = False
+        self._flushed_at = self._loop.time()
         transport = self._transport
         if transport is None or self._paused or transport.is_closing():
             return

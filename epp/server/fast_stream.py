@@ -115,7 +115,7 @@ class LiveStream(Stream):
         if self.exchange is not None:
             self.exchange.closed(self.interruption)
 
-    def send(self, messages: Sequence[bytes]) -> None:
+    def send(self, messages: Sequence[bytes], *, urgent: bool) -> None:
         """Queue messages. Nothing where the stream is gone."""
         if self.gone or not messages:
             return
@@ -123,7 +123,7 @@ class LiveStream(Stream):
             if not self.answered:
                 self._outbox.begin(self.id)
                 self.answered = True
-            self.full = self._outbox.send(self, b"".join(map(frame, messages)))
+            self.full = self._outbox.send(self, b"".join(map(frame, messages)), urgent=urgent)
         except StreamGoneError:
             return
 

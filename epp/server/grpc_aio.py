@@ -6,7 +6,7 @@ Everything runs on one event loop; `start` and `stop` are for the composition ro
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from functools import partial
 from typing import NoReturn, Protocol
 from urllib.parse import unquote
@@ -24,7 +24,7 @@ from epp.server.status import GIVEN_UP, Ending, Status
 class _Context(Protocol):
     """What is used of grpc.aio.ServicerContext."""
 
-    async def read(self) -> object: ...
+    def read(self) -> Coroutine[object, None, object]: ...
     async def write(self, message: bytes) -> None: ...
     async def abort(self, code: grpc.StatusCode, details: str) -> NoReturn: ...
     def peer(self) -> str: ...
@@ -138,7 +138,8 @@ class _Call:
 
     async def read(self) -> bytes | None:
         try:
-            message = await self._context.read()
+            # The task that grpc cancels with the call must not be the one in its read: each such read leaks 96 bytes (grpc/grpc#43360).
+            message = await asyncio.shield(self._context.read())
         except grpc.aio.BaseError as error:
             raise StreamGoneError(str(error)) from error
         return message if isinstance(message, bytes) else None  # grpc.aio.EOF

@@ -200,8 +200,8 @@ class Wire(Protocol):
     def host(self) -> str:
         """The peer's address without its port; "" where it has none."""
 
-    def send(self, messages: Sequence[bytes]) -> None:
-        """Queue messages. Nothing where the stream is gone."""
+    def send(self, messages: Sequence[bytes], *, urgent: bool) -> None:
+        """Queue messages; `urgent`: somebody waits for them. Nothing where the stream is gone."""
 
     def finish(self, ending: Ending) -> None:
         """Tell the peer how the call ended, after all messages. Not called after `LiveExchange.closed`."""
@@ -268,7 +268,7 @@ class LiveExchange:
         wire, conversation = self._wire, self._conversation
         if wire is None:
             return
-        wire.send(messages)
+        wire.send(messages, urgent=not conversation.routed)
         conversation.sent()
         if conversation.over:
             self._end(DONE)

@@ -47,6 +47,7 @@ class _Connection(asyncio.Protocol):
         self._streams: dict[int, _Http2Exchange] = {}
         self._dropped = False
         self.closed = False
+        """To new streams."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
@@ -54,7 +55,7 @@ class _Connection(asyncio.Protocol):
         self.flush()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.closed = True
+        self.closed, self._transport = True, None
         for exchange in self._streams.values():
             exchange.left = self._dropped
             exchange.broken = f"connection closed: {exc}"
@@ -92,12 +93,12 @@ class _Connection(asyncio.Protocol):
             self._transport.abort()
 
     def flush(self) -> None:
-        if self._transport is not None and not self.closed and (data := self._h2.data_to_send()):
+        if self._transport is not None and not self._dropped and (data := self._h2.data_to_send()):
             self._transport.write(data)
 
     def _on(self, event: ngh2.Event) -> None:
         if isinstance(event, ngh2.GoAwayReceived):
-            self.closed = True  # to new streams; who is under way ends as Envoy ends it
+            self.closed = True
             return
         exchange = self._streams.get(getattr(event, "stream_id", 0))
         if exchange is None:  # of the connection, or left
