@@ -99,6 +99,8 @@ class LogReporter(Reporter):
             )
 
     def unmatched_end(self, reason: str) -> None:
+        if reason == "other_instance":  # every entry of the pickers beside us; counted
+            return
         if count := self._unmatched.due(reason):
             logger.info("an access-log entry belongs to no open decision: %s%s", reason, _so_far(count))
 

@@ -75,6 +75,7 @@ class Service:
         self._open: set[TaskConversation | LiveExchange] = set()
         self._finishing = False
         self._loggers: Counter[str] = Counter()
+        self._log_tasks: set[asyncio.Task[object]] = set()
         self.access_loggers = 0
         """Access-log streams that are open now."""
         self.repeats = Repeats()
@@ -95,10 +96,15 @@ class Service:
         return host in self._loggers
 
     def finish_answers(self) -> None:
-        """End every conversation with OK as soon as its request is on its way; those that begin later too. For draining."""
+        """End every conversation with OK as soon as its request is on its way; those that begin later too. For draining.
+
+        Log streams, which never end by themselves, end at once.
+        """
         self._finishing = True
         for conversation in tuple(self._open):
             conversation.finish()
+        for task in self._log_tasks:
+            task.cancel()
 
     def open_exchange(self, wire: "Wire") -> "LiveExchange":
         """ExternalProcessor/Process without a task."""
@@ -127,12 +133,15 @@ class Service:
 
     async def _stream_access_logs(self, call: Call) -> Ending:
         """AccessLogService/StreamAccessLogs; a StreamAccessLogsResponse is an empty message."""
-        host = call.host
+        host, task = call.host, asyncio.current_task()
+        assert task is not None, "a handler runs in a task"
+        self._log_tasks.add(task)
         self._loggers[host] += 1
         self.access_loggers += 1
         try:
             return await self._outcome("access log", self._take_access_log(call))
         finally:
+            self._log_tasks.discard(task)
             self.access_loggers -= 1
             self._loggers[host] -= 1
             if not self._loggers[host]:

@@ -61,22 +61,32 @@ class PickerProcess:
     async def __aenter__(self) -> Self:
         async with contextlib.AsyncExitStack() as stack:
             self._log = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="epp-"))) / "log"
-            with self._log.open("wb") as log:
-                self._process = await asyncio.create_subprocess_exec(
-                    *(sys.executable, "-m", "epp"),
-                    "--secure-serving=false",
-                    "--drain-timeout=0s",
-                    *self._flags,
-                    f"--grpc-port={self.grpc_port}",
-                    f"--grpc-health-port={self.health_port}",
-                    f"--metrics-port={self.metrics_port}",
-                    stdout=log,
-                    stderr=log,
-                )
             stack.push_async_callback(self._stop)
-            await self._wait_ready()
+            await self._start(self._log)
             self._exit = stack.pop_all()
         return self
+
+    async def restart(self) -> None:
+        """Start again what has ended, with the same flags and ports; ready."""
+        assert self._process is not None
+        assert self._process.returncode is not None
+        assert self._log is not None
+        await self._start(self._log)
+
+    async def _start(self, log_file: Path) -> None:
+        with log_file.open("ab") as log:
+            self._process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "epp"),
+                "--secure-serving=false",
+                "--drain-timeout=0s",
+                *self._flags,
+                f"--grpc-port={self.grpc_port}",
+                f"--grpc-health-port={self.health_port}",
+                f"--metrics-port={self.metrics_port}",
+                stdout=log,
+                stderr=log,
+            )
+        await self._wait_ready()
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         await self._exit.aclose()
@@ -111,6 +121,8 @@ class PickerProcess:
 
     async def _stop(self) -> None:
         """Politely, then not."""
+        if self._process is None:
+            return
         stopped = self.signal(signal.SIGINT)
         try:
             await asyncio.wait_for(asyncio.shield(stopped), STOP_TIMEOUT_S)

@@ -130,6 +130,8 @@ def _cluster(name: str, addresses: tuple[tuple[str, int], ...], pickers: Pickers
             {
                 "timeout": "2s",
                 "interval": "1s",
+                # Envoy's default looks once a minute until there was traffic, and would send requests to a picker long gone.
+                "no_traffic_interval": "1s",
                 "unhealthy_threshold": 2,
                 "healthy_threshold": 1,
                 "grpc_health_check": {"service_name": names.EXT_PROC_SERVICE},

@@ -62,6 +62,12 @@ async def test_failures_that_are_planned_are_right(kind: Kind, status: int, arri
     assert problem(PLANS[kind], Seen(status, complete=complete), arrivals) is None
 
 
+async def test_a_dead_model_server_is_a_502_only_where_headers_wait() -> None:
+    """In our default mode the client has them at once."""
+    assert problem(PLANS[Kind.CUT], Seen(502), 1, headers_wait=True) is None
+    assert problem(PLANS[Kind.CUT], Seen(502), 1) is not None
+
+
 @pytest.mark.parametrize(
     ("kind", "seen", "arrivals", "message"),
     [
