@@ -55,6 +55,9 @@ demo-vllm: $(VENV)/.base build/vllm-model/config.json ## two real vLLM engines o
 bench: $(VENV)/.dev ## what epp costs a request, beside the Envoy it serves (6 minutes; ARGS=--quick: 2)
 	@GRPC_ENABLE_FORK_SUPPORT=0 $(BIN)/python -m bench $(ARGS)
 
+soak: $(VENV)/.dev ## 200,000 requests through a real Envoy on each transport, with cancels and resets: none lost (ARGS=--short: a minute)
+	@$(BIN)/python -m tests.soak $(ARGS)
+
 check: $(VENV)/.dev ## lint, types, import contracts, generated code
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
@@ -83,4 +86,4 @@ h2spec: $(VENV)/.dev $(H2SPEC) ## the HTTP/2 conformance suite h2spec against th
 clean: ## remove the environment and everything built
 	rm -rf $(VENV) build .tools .mypy_cache .ruff_cache .hypothesis
 
-.PHONY: help demo test test-envoy test-demo test-newest demo-vllm bench check format proto envoy h2spec clean
+.PHONY: help demo test test-envoy test-demo test-newest demo-vllm bench check format proto envoy h2spec soak clean
