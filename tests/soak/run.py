@@ -141,7 +141,8 @@ class _Soak:
         report.kinds[plan.kind] += 1
         if exchange.left:
             report.left[plan.kind] += 1
-        if (found := problem(plan, exchange, self._arrivals[plan.number])) is not None:
+        found = problem(plan, exchange, self._arrivals[plan.number], headers_wait=self._options.responses is not Responses.ACCESS_LOG)
+        if found is not None:
             report.problems.append(f"request {plan.number} ({plan.kind.value}, HTTP/{2 if plan.http2 else 1}) {found}")
 
     def _show(self, before_s: float) -> None:
