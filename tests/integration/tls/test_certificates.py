@@ -215,9 +215,10 @@ def test_what_grpc_cannot_do_is_refused(settings: TlsSettings) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("RC4-MD5", "RC4-MD5 is no cipher suite that HTTP/2 permits; there are TLS_ECDHE_ECDSA_WITH"),
         (
             "TLS_RSA_WITH_AES_128_CBC_SHA",
-            "TLS_RSA_WITH_AES_128_CBC_SHA is no cipher suite that HTTP/2 permits; there are TLS_ECDHE_ECDSA_WITH",
+            "TLS_RSA_WITH_AES_128_CBC_SHA is no cipher suite that HTTP/2 permits; did you mean TLS_ECDHE_RSA_",
         ),
         ("TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA25", "did you mean TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256?"),
     ],

@@ -32,7 +32,7 @@ def test_the_command_line_of_the_readme_is_accepted() -> None:
 
     assert shown
     for line in shown:
-        flags.parse(shlex.split(line))
+        flags.parse(shlex.split(line, comments=True))
 
 
 @pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "docs/architecture.md", "envoy/README.md"])
