@@ -318,7 +318,7 @@ def _conversations(chats: Mapping[str, Sequence[bytes]], model_folder: Path, *, 
         turns = itertools.cycle([list(_request_messages(body)) for body in sized])
 
         def whole(turns: Iterator[Sequence[bytes]] = turns) -> None:
-            conversation = Conversation(director=director, reporter=reporter, max_body=MAX_BODY, now=time.monotonic, logged=lambda: True)
+            conversation = Conversation(director=director, reporter=reporter, max_body=MAX_BODY, now=time.monotonic, logs=("",), host="")
             for message in next(turns):
                 conversation.receive(message)
                 conversation.sent()

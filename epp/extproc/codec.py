@@ -17,7 +17,7 @@ from epp import names
 from epp._proto import core_pb2
 from epp._proto import ext_proc_pb2 as pb
 from epp.errors import ProtocolError
-from epp.extproc import origin, rejections
+from epp.extproc import rejections, wire
 from epp.extproc.events import (
     BodyMode,
     ContinueRequestBody,
@@ -46,6 +46,10 @@ from epp.extproc.events import (
 
 def decode(data: bytes) -> Event:
     """The event of one ProcessingRequest. Raises ProtocolError where it is none or of a kind we do not know."""
+    return wire.decode(data) or _decode(data)
+
+
+def _decode(data: bytes) -> Event:
     message = pb.ProcessingRequest()
     try:
         message.ParseFromString(data)
@@ -66,7 +70,7 @@ def _request_headers(message: pb.ProcessingRequest) -> RequestHeaders:
         request_mode = _body_mode(message.protocol_config.request_body_mode)
         response_mode = _body_mode(message.protocol_config.response_body_mode)
     headers = {header.key.lower(): _header_value(header) for header in http.headers.headers}
-    return RequestHeaders(headers, http.end_of_stream, _subset(message), request_mode, response_mode, _origin(message))
+    return RequestHeaders(headers, http.end_of_stream, _subset(message), request_mode, response_mode, _attributes(message))
 
 
 def _request_body(message: pb.ProcessingRequest) -> RequestBody:
@@ -139,13 +143,10 @@ def _subset(message: pb.ProcessingRequest) -> tuple[str, ...] | None:
     return _strings(fields[names.SUBSET_KEY])
 
 
-def _origin(message: pb.ProcessingRequest) -> str | None:
-    """What the filter's request_attributes say of the request's origin; None where it is not configured to send them."""
-    attributes = message.attributes
-    if not attributes:
-        return None
-    for fields in attributes.values():
-        return origin.from_attributes(*(fields.fields[name].string_value for name in names.ORIGIN_ATTRIBUTES))
+def _attributes(message: pb.ProcessingRequest) -> bytes | None:
+    """The filter's request_attributes, as `origin` reads them; None where it is not configured to send any."""
+    for key, fields in message.attributes.items():
+        return pb.ProcessingRequest.AttributesEntry(key=key, value=fields).SerializeToString()
     return None
 
 
@@ -160,6 +161,10 @@ def _strings(value: Value) -> tuple[str, ...]:
 
 def encode(reply: Reply) -> bytes:
     """One ProcessingResponse, serialized."""
+    return wire.encode(reply) or _encode(reply)
+
+
+def _encode(reply: Reply) -> bytes:
     message = pb.ProcessingResponse()
     _ENCODERS[type(reply)](message, reply)
     return message.SerializeToString()

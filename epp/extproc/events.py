@@ -40,8 +40,8 @@ class RequestHeaders:
     request_body_mode: BodyMode | None = None
     """What the filter is configured to; None: the data plane does not tell."""
     response_body_mode: BodyMode | None = None
-    origin: str | None = None
-    """Names the request as only the data plane can: its start and the client's address, as the access log repeats them.
+    attributes: bytes | None = None
+    """Names the request as only the data plane can (`origin.from_attributes`); seldom needed, hence unread.
 
     None: the filter is not configured to send them (request_attributes)."""
 
@@ -142,7 +142,7 @@ class Pick:
     """None: a request without a body, or one that is routed before its body is seen."""
     body_follows: bool = False
     """The latter."""
-    origin: str | None = None
+    attributes: bytes | None = None
 
 
 @dataclass(slots=True)

@@ -15,9 +15,10 @@ When the endpoint is picked depends on the filter's request body mode (spec/prot
 The response direction is `answer`'s.
 """
 
-from collections.abc import Callable, Sequence
-from enum import Enum, auto
+from collections.abc import Callable, Mapping, Sequence
+from enum import IntEnum, auto
 from io import BytesIO
+from types import MappingProxyType
 
 from epp.errors import BadRequestError, PayloadTooLargeError, ProtocolError, RequestError
 from epp.extproc.answer import Answer, chunks
@@ -43,10 +44,11 @@ from epp.extproc.events import (
     Route,
 )
 
+NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 _AT_THE_HEADERS = frozenset((BodyMode.STREAMED, BodyMode.NONE, BodyMode.BUFFERED_PARTIAL))
 
 
-class State(Enum):
+class State(IntEnum):
     """Where the conversation is. Response events may overtake the pick: Envoy sends answers of its own through ext_proc too."""
 
     EXPECT_REQUEST_HEADERS = auto()
@@ -73,16 +75,18 @@ class Exchange:
 
     __slots__ = (
         "_answer",
+        "_attributes",
         "_body",
+        "_first_chunk",
         "_headers",
         "_max_body_bytes",
-        "_origin",
         "_owed",
         "_owes_answer",
         "_received",
         "_request_mode",
         "_response_mode",
         "_route",
+        "_size",
         "_subset",
         "_trailers",
         "state",
@@ -94,11 +98,14 @@ class Exchange:
         self._max_body_bytes = max_body
         self._request_mode: BodyMode | None = None
         self._response_mode: BodyMode | None = None
-        self._headers: dict[str, str] = {}
+        self._headers: Mapping[str, str] = NO_HEADERS
         self._subset: tuple[str, ...] | None = None
-        self._origin: str | None = None
+        self._attributes: bytes | None = None
         # Not a list of chunks: a client that sends two bytes a chunk would make it weigh thirty times its body.
-        self._received = BytesIO()
+        self._first_chunk = b""
+        self._received: BytesIO | None = None
+        """From the second chunk on; most bodies come in one."""
+        self._size = 0
         self._body: bytes | None = None
         self._trailers = False
         self._owed: list[Reply] = []
@@ -183,7 +190,7 @@ class Exchange:
 
     def _on_request_headers(self, event: RequestHeaders) -> Sequence[Action]:
         self._take_modes(event.request_body_mode, event.response_body_mode)
-        self._headers, self._subset, self._origin = event.headers, event.subset, event.origin
+        self._headers, self._subset, self._attributes = event.headers, event.subset, event.attributes
         if event.end_of_stream:
             return self._pick(None)
         if self._request_mode in _AT_THE_HEADERS:
@@ -192,15 +199,14 @@ class Exchange:
             self.state = State.EXPECT_BUFFERED_BODY
             return [ContinueRequestHeaders()]
         self.state = State.READING_REQUEST_BODY
-        return []
+        return ()
 
     def _on_request_body(self, event: RequestBody) -> Sequence[Action]:
         if event.subset is not None:
             self._subset = event.subset
-        if self._received.tell() + len(event.data) > self._max_body_bytes:
+        if event.data and not self._gather(event.data):
             return [self._reject(PayloadTooLargeError(f"request body exceeds the limit of {self._max_body_bytes} bytes"))]
-        self._received.write(event.data)
-        return self._pick(self._received.getvalue()) if event.end_of_stream else []
+        return self._pick(self._gathered()) if event.end_of_stream else ()
 
     def _on_buffered_body(self, event: RequestBody) -> Sequence[Action]:
         """All of it, whether or not trailers follow."""
@@ -211,7 +217,7 @@ class Exchange:
         if event.subset is not None:
             self._subset = event.subset
         self._trailers = True
-        return self._pick(self._received.getvalue() or None)
+        return self._pick(self._gathered() or None)
 
     def _on_trailers_without_body(self, event: RequestTrailers) -> Sequence[Action]:
         """The headers went on without a destination, and a reply to trailers cannot give one."""
@@ -261,14 +267,32 @@ class Exchange:
 
     def _take_modes(self, request: BodyMode | None, response: BodyMode | None) -> None:
         """Refuse a filter configuration under which no request could ever be answered, with the remedy."""
-        for name, mode in (("request_body_mode", request), ("response_body_mode", response)):
-            if mode is BodyMode.GRPC:
-                self._close()
-                raise ProtocolError(f"the ext_proc filter's {name} is GRPC, which epp does not speak: set it to FULL_DUPLEX_STREAMED")
+        if BodyMode.GRPC in (request, response):
+            self._close()
+            name = "request_body_mode" if request is BodyMode.GRPC else "response_body_mode"
+            raise ProtocolError(f"the ext_proc filter's {name} is GRPC, which epp does not speak: set it to FULL_DUPLEX_STREAMED")
         self._request_mode, self._response_mode = request, response
 
+    def _gather(self, data: bytes) -> bool:
+        """Keep a chunk; False: it is too much."""
+        before = self._size
+        self._size = before + len(data)
+        if self._size > self._max_body_bytes:
+            return False
+        if not before:
+            self._first_chunk = data
+        else:
+            if self._received is None:
+                self._received = BytesIO()
+                self._received.write(self._first_chunk)
+            self._received.write(data)
+        return True
+
+    def _gathered(self) -> bytes:
+        return self._first_chunk if self._received is None else self._received.getvalue()
+
     def _pick(self, body: bytes | None, *, body_follows: bool = False) -> Sequence[Action]:
-        pick = Pick(self._headers, self._subset, body, body_follows, self._origin)
+        pick = Pick(self._headers, self._subset, body, body_follows, self._attributes)
         self._drop_request()
         self.state = State.PICKING_BEFORE_BODY if body_follows else State.PICKING
         self._owes_answer = True
@@ -308,8 +332,8 @@ class Exchange:
 
     def _drop_request(self) -> None:
         """What was gathered is not needed any more; the stream may stay open for as long as the answer takes."""
-        self._headers, self._subset, self._origin, self._body = {}, None, None, None
-        self._received = BytesIO()
+        self._headers, self._subset, self._attributes, self._body = NO_HEADERS, None, None, None
+        self._first_chunk, self._received = b"", None
         self._owed = []
 
 

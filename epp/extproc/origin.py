@@ -5,18 +5,30 @@ log's entry (start_time, downstream_remote_address). Unlike x-request-id no clie
 microseconds: "2026-01-31T12:00:00.41866+00:00" here and 418660000 nanoseconds there are the same (Envoy 1.40). What is finer
 is cut off on both sides.
 
-Pure functions; the codec calls one per request, the access log the other for entries that name no decision.
+Pure functions, called where an entry of the access log names no decision.
 """
 
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
+from google.protobuf.message import DecodeError
+
+from epp import names
+from epp._proto import ext_proc_pb2 as pb
+
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
 
 
-def from_attributes(time: str, address: str) -> str | None:
-    """`time` as RFC 3339 with an offset, `address` as "ip:port"; None where one is missing or no such thing."""
+def from_attributes(entry: bytes) -> str | None:
+    """From the first entry of a ProcessingRequest's `attributes`; None where it does not say both, or not as Envoy does."""
+    message = pb.ProcessingRequest.AttributesEntry()
+    try:
+        message.ParseFromString(entry)
+    except DecodeError:
+        return None
+    fields = message.value.fields
+    time, address = (fields[name].string_value for name in names.ORIGIN_ATTRIBUTES)
     try:
         micros = (datetime.fromisoformat(time) - _EPOCH) // _MICROSECOND
     except (ValueError, TypeError):  # no time at all; a time without an offset

@@ -3,23 +3,21 @@
 A family is counted once, under its current name; its deprecated twin, with fewer labels, is computed when the page is
 asked for (spec/protocol.md 6). So a request pays for one set of series. Knows nothing of requests and endpoints.
 
-Samples change on the event loop and are read in the metrics server's thread; prometheus_client locks each of them.
+Series change on the event loop and are read in the metrics server's thread (instruments.py).
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from epp.observability import instruments
+from epp.observability.instruments import Counter, Family, Gauge, Histogram
 
-class _Wrapper(Protocol):
-    def collect(self) -> Iterable[Metric]: ...
-
-
-_W = TypeVar("_W", bound=_Wrapper)
+_S = TypeVar("_S", Counter, Gauge, Histogram)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,36 +34,34 @@ class Families(Collector):
     """Makes families and exposes them, with their twins, through one registry."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self._families: list[tuple[_Wrapper, Twin | None]] = []
+        self._families: list[tuple[Callable[[], Metric], Twin | None]] = []
         registry.register(self)
 
-    def counter(self, name: str, help_text: str, labels: Sequence[str] = (), *, twin: Twin | None = None) -> Counter:
+    def counter(self, name: str, help_text: str, labels: Sequence[str] = (), *, twin: Twin | None = None) -> Family[Counter]:
         """`name` ends in _total."""
-        return self._add(Counter(name, help_text, labels, registry=None), twin)
+        return self._add(instruments.counter(name, help_text, labels), twin)
 
-    def gauge(self, name: str, help_text: str, labels: Sequence[str] = (), *, twin: Twin | None = None) -> Gauge:
+    def gauge(self, name: str, help_text: str, labels: Sequence[str] = (), *, twin: Twin | None = None) -> Family[Gauge]:
         """A value that goes up and down."""
-        return self._add(Gauge(name, help_text, labels, registry=None), twin)
+        return self._add(instruments.gauge(name, help_text, labels), twin)
 
     def histogram(
         self, name: str, help_text: str, labels: Sequence[str] = (), *, buckets: Sequence[float], twin: Twin | None = None
-    ) -> Histogram:
+    ) -> Family[Histogram]:
         """`buckets` are upper bounds without +Inf."""
-        return self._add(Histogram(name, help_text, labels, buckets=buckets, registry=None), twin)
+        return self._add(instruments.histogram(name, help_text, labels, buckets), twin)
 
     def collect(self) -> Iterable[Metric]:
         """Called for each page, in the metrics server's thread."""
-        for wrapper, twin in tuple(self._families):
-            for family in wrapper.collect():
-                # Creation times would be a series more for each counter, which llm-d does not have.
-                family.samples = [sample for sample in family.samples if not sample.name.endswith("_created")]
-                yield family
-                if twin is not None:
-                    yield _deprecated(family, twin)
+        for family_now, twin in tuple(self._families):
+            family = family_now()
+            yield family
+            if twin is not None:
+                yield _deprecated(family, twin)
 
-    def _add(self, wrapper: _W, twin: Twin | None) -> _W:
-        self._families.append((wrapper, twin))
-        return wrapper
+    def _add(self, family: Family[_S], twin: Twin | None) -> Family[_S]:
+        self._families.append((family.collect, twin))
+        return family
 
 
 def _deprecated(family: Metric, twin: Twin) -> Metric:

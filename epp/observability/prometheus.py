@@ -11,22 +11,24 @@ import ssl
 import sys
 import threading
 from collections.abc import Sequence
-from typing import TypeVar, cast
+from typing import TypeVar
 from wsgiref.simple_server import WSGIServer
 
 from prometheus_client import CollectorRegistry, start_http_server
-from prometheus_client.metrics import MetricWrapperBase
 
 from epp.domain import Decision, EndCause, Endpoint, EndpointId, InferenceRequest, RequestEnd, TokenizedRequest, TokenState
 from epp.errors import ConfigError, InternalError, RequestError, ResourceExhaustedError, ServiceUnavailableError
 from epp.observability.families import Families, LabelLimit, Twin
+from epp.observability.instruments import Counter, Family, Gauge, Histogram
 from epp.observability.pool_metrics import PoolMetrics
 from epp.observability.request_metrics import RequestMetrics
 from epp.reporter import Reporter
 
 logger = logging.getLogger(__name__)
 
-_M = TypeVar("_M", bound=MetricWrapperBase)
+_S = TypeVar("_S", Counter, Gauge, Histogram)
+
+_AnyFamily = Family[Counter] | Family[Gauge] | Family[Histogram]
 
 # Bucket set B6 of spec/protocol.md 6, and the one of 6.6.
 SCHEDULER_BUCKETS: Sequence[float] = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
@@ -44,7 +46,7 @@ class PrometheusReporter(Reporter):
         self._models = LabelLimit()
         self._requests = RequestMetrics(families, self._models)
         self._streams = _StreamMetrics(families) if grpc_stream_metrics else None
-        self._by_endpoint: dict[EndpointId, dict[tuple[MetricWrapperBase, tuple[str, ...]], MetricWrapperBase]] = {}
+        self._by_endpoint: dict[EndpointId, set[tuple[_AnyFamily, tuple[str, ...]]]] = {}
         self._stream_states: dict[tuple[EndpointId, int], str] = {}
         self._make_scheduler_families(families)
         self._make_families_of_ours(families)
@@ -55,10 +57,10 @@ class PrometheusReporter(Reporter):
         self._pool = PoolMetrics(families, pool_name)
         self._certificate_expiry = families.gauge(
             "epp_tls_cert_expiry_seconds", "Unix time at which the certificate of the gRPC port expires."
-        )
+        ).labels()
         self._certificate_failures = families.counter(
             "epp_tls_cert_reload_failures_total", "Changes of the certificate's files that could not be used."
-        )
+        ).labels()
         info = families.gauge(
             "llm_d_epp_info", "Build of this picker; always 1.", ["commit", "build_ref"],
             twin=Twin("inference_extension_info", ["commit", "build_ref"]),
@@ -69,7 +71,7 @@ class PrometheusReporter(Reporter):
         self._scheduling = families.histogram(
             "llm_d_epp_scheduler_e2e_duration_seconds", "Time of one scheduling cycle.",
             buckets=SCHEDULER_BUCKETS, twin=Twin("inference_extension_scheduler_e2e_duration_seconds"),
-        )  # fmt: skip
+        ).labels()  # fmt: skip
         labels = ["status", "target_model_name", "endpoint_name", "namespace", "port"]
         self._attempts = families.counter(
             "llm_d_epp_scheduler_attempts_total", "Scheduling cycles and where they led.", labels,
@@ -93,8 +95,10 @@ class PrometheusReporter(Reporter):
         self._unmatched = counter(
             "epp_unmatched_access_log_entries_total", "Access-log entries that belong to no open decision.", ["reason"]
         )
-        self._retried = counter("epp_retried_requests_total", "Requests the data plane sent to endpoints more than once.")
-        self._elsewhere = counter("epp_requests_served_elsewhere_total", "Requests served by another endpoint than the first one chosen.")
+        self._retried = counter("epp_retried_requests_total", "Requests the data plane sent to endpoints more than once.").labels()
+        self._elsewhere = counter(
+            "epp_requests_served_elsewhere_total", "Requests served by another endpoint than the first one chosen."
+        ).labels()
         ends = counter("epp_answers_ended_total", "Answers whose end was told, or given up waiting for.", ["cause"])
         self._end_causes = {cause: ends.labels(cause.value) for cause in EndCause}
         self._plugin_errors = counter("epp_plugin_errors_total", "Exceptions of plugins.", ["plugin"])
@@ -181,8 +185,8 @@ class PrometheusReporter(Reporter):
 
     def endpoint_removed(self, endpoint: EndpointId) -> None:
         self._pool.forget(endpoint)
-        for metric, labels in self._by_endpoint.pop(endpoint, {}):
-            metric.remove(*labels)
+        for family, labels in self._by_endpoint.pop(endpoint, ()):
+            family.remove(*labels)
         for key in [key for key in self._stream_states if key[0] == endpoint]:
             del self._stream_states[key]
 
@@ -210,23 +214,23 @@ class PrometheusReporter(Reporter):
     def index_size(self, endpoint: EndpointId, blocks: int) -> None:
         self._of_endpoint(endpoint, self._blocks, (endpoint,)).set(blocks)
 
-    # --- children, resolved once --------------------------------------------------------------------------------
+    # --- series that end with an endpoint --------------------------------------------------------------------------------
 
-    def _of_endpoint(self, endpoint: EndpointId, metric: _M, labels: tuple[str, ...]) -> _M:
-        """The child with these labels, remembered so that it goes when the endpoint goes."""
-        children = self._by_endpoint.setdefault(endpoint, {})
-        child = children.get((metric, labels))
-        if child is None:
-            child = children[metric, labels] = metric.labels(*labels)
-        return cast("_M", child)
+    def _of_endpoint(self, endpoint: EndpointId, family: Family[_S], labels: tuple[str, ...]) -> _S:
+        """The series with these labels, remembered so that it goes when the endpoint goes."""
+        series = family.labels(*labels)
+        self._by_endpoint.setdefault(endpoint, set()).add((family, labels))
+        return series
 
 
 class _StreamMetrics:
     """The ext_proc streams themselves (spec/protocol.md 6.6); no data plane needs to be asked."""
 
     def __init__(self, families: Families) -> None:
-        self._inflight = families.gauge("llm_d_epp_extproc_streams_inflight", "ext_proc streams that are open.")
-        self._duration = families.histogram("llm_d_epp_extproc_stream_duration_seconds", "How long they were.", buckets=STREAM_BUCKETS)
+        self._inflight = families.gauge("llm_d_epp_extproc_streams_inflight", "ext_proc streams that are open.").labels()
+        self._duration = families.histogram(
+            "llm_d_epp_extproc_stream_duration_seconds", "How long they were.", buckets=STREAM_BUCKETS
+        ).labels()
         self._total = families.counter("llm_d_epp_extproc_streams_total", "ext_proc streams that ended.", ["code"])
 
     def opened(self) -> None:

@@ -9,11 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from prometheus_client import Counter, Gauge, Histogram
-
 from epp.domain import EndCause, InferenceRequest, RequestEnd, Usage
 from epp.errors import RequestError
 from epp.observability.families import Families, LabelLimit, Twin
+from epp.observability.instruments import Counter, Gauge, Histogram
 
 # Bucket sets B1 to B5 of spec/protocol.md 6; 32778 is llm-d's own spelling of 32768, and dashboards select by it.
 TTFT_BUCKETS: Sequence[float] = (
@@ -99,11 +98,11 @@ class RequestMetrics:
         self._request_processing = families.histogram(
             "llm_d_epp_request_processing_duration_seconds", "From a request's headers to our last reply about it.",
             buckets=REQUEST_PROCESSING_BUCKETS,
-        )  # fmt: skip
+        ).labels()  # fmt: skip
         self._response_processing = families.histogram(
             "llm_d_epp_response_processing_duration_seconds", "Time spent on the messages of an answer.",
             buckets=RESPONSE_PROCESSING_BUCKETS,
-        )  # fmt: skip
+        ).labels()  # fmt: skip
 
     def _make_token_families(self, families: Families) -> None:
         self._input_tokens = families.histogram(

@@ -51,7 +51,7 @@ class _Picking:
 
     headers: Mapping[str, str]
     subset: Sequence[str] | None
-    origin: str | None
+    attributes: bytes | None
     since: float
     request: InferenceRequest | None = None
     forwarded: bytes | None = None
@@ -112,7 +112,7 @@ class Director:
         body: bytes | None,
         *,
         body_follows: bool = False,
-        origin: str | None = None,
+        attributes: bytes | None = None,
     ) -> Route | Awaitable[Route]:
         """The endpoint for one request; `body` is None for a request without one, and for one whose body follows later.
 
@@ -120,7 +120,7 @@ class Director:
         request ends here (spec/protocol.md 1.5.1).
         """
         since = self._now()
-        picking = _Picking(headers, subset, origin, since)
+        picking = _Picking(headers, subset, attributes, since)
         try:
             if body is None and not body_follows:
                 return self._route(self._pick_without_body(headers, subset), picking)
@@ -166,7 +166,7 @@ class Director:
         """From here on the decision is in the books."""
         request = picking.request
         answer = AnswerSeen(decision, self._reporter, self._now, picking.since)
-        self._open.add(OpenDecision(decision, answer, picking.since, picking.origin))
+        self._open.add(OpenDecision(decision, answer, picking.since, picking.attributes))
         self._reporter.decided(decision)
         return Route(
             decision.destination,

@@ -6,7 +6,7 @@ certain to speak again, so every decision waits for the log no longer than the g
 lists. Closed by `ended`, `stream_closed` or `expire`, whatever comes first; `close` is called with the decision and its
 end, and what comes later finds nothing.
 
-One owner, the director; on the event loop. Each call costs O(1), `expire` O(what is due): the waiting are in order of time.
+One owner, the director; on the event loop. Each call costs O(1), the reading of origins included (each is read once), `expire` O(what is due): the waiting are in order of time.
 """
 
 import itertools
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Final, TypeVar
 
 from epp.domain import Decision, DecisionId, EndCause, RequestEnd, StreamClosed
+from epp.extproc import origin
 from epp.picking.answer_seen import AnswerSeen
 
 _K = TypeVar("_K", bound=str)
@@ -46,7 +47,10 @@ class OpenDecision:
     answer: AnswerSeen
     since: float
     """Monotonic seconds when the request was here whole."""
-    origin: str | None
+    attributes: bytes | None
+    """What the data plane said of the request's origin."""
+    origin: str | None = None
+    """The same, read; only once a log entry came that can be told by nothing else."""
     waiting: _Waiting | None = None
     """None: its stream is open."""
     cause: EndCause = EndCause.AGED_OUT
@@ -62,6 +66,8 @@ class OpenDecisions:
         self._close = close
         self._open: dict[DecisionId, OpenDecision] = {}
         self._by_origin: dict[str, OpenDecision] = {}
+        # Those whose attributes nobody has read yet.
+        self._unread: dict[DecisionId, OpenDecision] = {}
         self._for_details = _Waiting(ENDED_GRACE_S, {})
         self._silent = _Waiting(SILENT_GRACE_S, {})
         self._for_end = _Waiting(MAX_AGE_S, {})
@@ -75,10 +81,12 @@ class OpenDecisions:
     def add(self, opened: OpenDecision) -> None:
         """A decision was made."""
         self._open[opened.decision.id] = opened
-        if opened.origin is not None:
-            self._by_origin[opened.origin] = opened
-            if opened.origin in self._left_early:
-                self._wait(opened, self._for_details, EndCause.CLIENT_GONE)
+        if opened.attributes is not None:
+            self._unread[opened.decision.id] = opened
+            if self._left_early:
+                self._read_origins()
+                if opened.origin in self._left_early:
+                    self._wait(opened, self._for_details, EndCause.CLIENT_GONE)
 
     def ended(self, end: RequestEnd) -> bool:
         """The access log told an end; False: of no open decision."""
@@ -87,6 +95,7 @@ class OpenDecisions:
         elif end.origin is None:
             return False
         else:
+            self._read_origins()
             opened = self._by_origin.get(end.origin)
             if opened is None:
                 self._left_early[end.origin] = self._now()
@@ -142,9 +151,17 @@ class OpenDecisions:
         for decision_id, stream_closed_at in expired:
             opened = self._open[decision_id]
             self._finish(opened, _end(opened, opened.cause, stream_closed_at))
-        for origin in _before(self._left_early, now - ENDED_GRACE_S):
-            del self._left_early[origin]
+        for left in _before(self._left_early, now - ENDED_GRACE_S):
+            del self._left_early[left]
         return len(expired)
+
+    def _read_origins(self) -> None:
+        unread, self._unread = self._unread, {}
+        for opened in unread.values():
+            assert opened.attributes is not None, "only such are unread"
+            opened.origin = origin.from_attributes(opened.attributes)
+            if opened.origin is not None:
+                self._by_origin[opened.origin] = opened
 
     def _wait(self, opened: OpenDecision, waiting: _Waiting, cause: EndCause) -> None:
         opened.waiting, opened.cause = waiting, cause
@@ -169,6 +186,7 @@ class OpenDecisions:
         del self._open[opened.decision.id]
         if opened.waiting is not None:
             del opened.waiting.since[opened.decision.id]
+        self._unread.pop(opened.decision.id, None)
         if opened.origin is not None and self._by_origin.get(opened.origin) is opened:
             del self._by_origin[opened.origin]
         opened.answer.complete(end)

@@ -6,7 +6,7 @@ hears of the end of the stream exactly once for the decision it made on it. All 
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Container, Coroutine, Sequence
 
 from epp.domain import DecisionId, StreamClosed
 from epp.errors import EppError, RequestError
@@ -37,7 +37,8 @@ class Conversation:
         "_director",
         "_exchange",
         "_finishing",
-        "_logged",
+        "_host",
+        "_logs",
         "_now",
         "_over",
         "_reporter",
@@ -47,13 +48,14 @@ class Conversation:
     )
 
     def __init__(
-        self, *, director: RequestDirector, reporter: Reporter, max_body: int, now: Callable[[], float], logged: Callable[[], bool]
+        self, *, director: RequestDirector, reporter: Reporter, max_body: int, now: Callable[[], float], logs: Container[str], host: str
     ) -> None:
-        """`now` gives monotonic seconds; `logged` says whether this data plane has an access-log stream open to us."""
+        """`now` gives monotonic seconds; `logs`: the hosts of data planes that have an access-log stream open to us; `host`: this one's."""
         self._director = director
         self._reporter = reporter
         self._now = now
-        self._logged = logged
+        self._logs = logs
+        self._host = host
         self._exchange = Exchange(max_body)
         self._decision_id: DecisionId | None = None
         self._routing = False
@@ -76,15 +78,20 @@ class Conversation:
         if self._over or not self.routed:
             return self._over
         exchange = self._exchange
-        return self._finishing or exchange.over or (exchange.only_headers_follow and self._logged())
+        return self._finishing or exchange.over or (exchange.only_headers_follow and self._host in self._logs)
 
-    def receive(self, data: bytes) -> list[bytes]:
+    def receive(self, data: bytes) -> Sequence[bytes]:
         """The replies to one message. Raises ProtocolError where the peer broke the protocol."""
-        began = self._now()
-        if self._began is None:
-            self._began = began
+        exchange = self._exchange
+        if self._began is None or self.routed:
+            began = self._now()
+            if self._began is None:
+                self._began = began
+        actions = exchange.receive(codec.decode(data))
+        if not actions:
+            return ()
         sent: list[bytes] = []
-        for action in self._exchange.receive(codec.decode(data)):
+        for action in actions:
             if isinstance(action, Pick):
                 self._pick(action, sent)
             else:
@@ -92,7 +99,7 @@ class Conversation:
                     # The exchange refused the request itself, before the director heard of it.
                     self._reporter.rejected(None, action.error)
                 self._add((action,), sent)
-        if self._exchange.response_seen:
+        if self.routed and exchange.response_seen:
             self._answering_s += self._now() - began
         return sent
 
@@ -134,14 +141,14 @@ class Conversation:
             self._reporter.response_processed(self._answering_s)
         self._director.stream_closed(
             self._decision_id,
-            StreamClosed(self.routed, exchange.response_seen, exchange.response_complete, self._logged(), exchange.bodies_sent),
+            StreamClosed(self.routed, exchange.response_seen, exchange.response_complete, self._host in self._logs, exchange.bodies_sent),
         )
 
     # --- steps ----------------------------------------------------------------------------------------------
 
     def _pick(self, pick: Pick, sent: list[bytes]) -> None:
         try:
-            picked = self._director.pick(pick.headers, pick.subset, pick.body, body_follows=pick.body_follows, origin=pick.origin)
+            picked = self._director.pick(pick.headers, pick.subset, pick.body, body_follows=pick.body_follows, attributes=pick.attributes)
         except RequestError as error:
             self._refused(error, sent)
             return
@@ -173,7 +180,7 @@ class Conversation:
 
 
 class TaskConversation:
-    """A conversation in a task of its own: `run` it once; `finish` it at any time."""
+    """A conversation in a task of its own: `run` it once; `drain` it at any time."""
 
     __slots__ = ("_conversation", "_held", "_read", "_reading", "_task", "_write")
 
@@ -199,8 +206,8 @@ class TaskConversation:
             self._task = None
             self._conversation.close()
 
-    def finish(self) -> None:
-        """As `Conversation.finish`."""
+    def drain(self) -> None:
+        """As `Conversation.finish`, at any time."""
         self._held = self._conversation.finish()
         if self._conversation.over and self._reading and self._task is not None:
             self._task.cancel()

@@ -23,7 +23,8 @@ from epp.server.fast_outbox import UNLESS_CLOSED, Outbox
 from epp.server.fast_stream import LiveStream, Stream, TaskStream
 from epp.server.grpc_framing import MessageReader
 from epp.server.limits import Allowance, Limits
-from epp.server.service import Handler, LiveExchange, Repeats, Wire
+from epp.server.live import LiveExchange, Wire
+from epp.server.service import Handler, Repeats
 from epp.server.status import Ending, Status
 
 logger = logging.getLogger(__name__)

@@ -12,12 +12,17 @@ cancellation loses nothing.
 import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
+from typing import Final
 
 from epp.server.conversation import StreamGoneError
 from epp.server.fast_outbox import Outbox
 from epp.server.grpc_framing import MessageReader, frame
-from epp.server.service import Handler, LiveExchange, Wire
+from epp.server.live import LiveExchange, Wire
+from epp.server.service import Handler
 from epp.server.status import DONE, GIVEN_UP, Ending
+
+# So many bytes may stay unacknowledged, because telling the peer costs as much as reading them; over all streams that is less than its window.
+UNREAD_BYTES: Final = 1024
 
 
 class Stream:
@@ -87,16 +92,17 @@ class LiveStream(Stream):
     def feed(self, data: bytes) -> None:
         """Bytes of the body arrived."""
         self.unread += len(data)
-        for message in self.reader.feed(data):
+        reader = self.reader
+        for message in reader.feed(data):
             exchange = self.exchange
             if exchange is None:
                 exchange = self.exchange = self._open(self)
             exchange.message(message)
             if self.gone:
                 return
-        if self.reader.failure is not None:
-            self._fail(self.reader.failure.ending)
-        elif not self.full:
+        if reader.failure is not None:
+            self._fail(reader.failure.ending)
+        elif self.unread > UNREAD_BYTES and not self.full:
             self.taken()
 
     def end(self) -> None:
@@ -123,7 +129,7 @@ class LiveStream(Stream):
             if not self.answered:
                 self._outbox.begin(self.id)
                 self.answered = True
-            self.full = self._outbox.send(self, b"".join(map(frame, messages)), urgent=urgent)
+            self.full = self._outbox.send(self, frame(*messages), urgent=urgent)
         except StreamGoneError:
             return
 

@@ -17,12 +17,12 @@ class RequestDirector(Protocol):
         body: bytes | None,
         *,
         body_follows: bool = False,
-        origin: str | None = None,
+        attributes: bytes | None = None,
     ) -> Route | Awaitable[Route]:
         """The endpoint for one request, or what will be it; `body` is None for a request without one.
 
-        `body_follows`: there is a body, but the data plane is configured to route before it is seen. `origin` names the
-        request as only the data plane can (epp.extproc.events.RequestHeaders.origin). Raises RequestError, after reporting it, where the request ends here. It must not await between counting a
+        `body_follows`: there is a body, but the data plane is configured to route before it is seen. `attributes` name the
+        request as only the data plane can (epp.extproc.events.RequestHeaders.attributes). Raises RequestError, after reporting it, where the request ends here. It must not await between counting a
         decision and returning it: a cancellation in between would lose the decision.
         """
 

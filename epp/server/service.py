@@ -13,18 +13,18 @@ import asyncio
 import itertools
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Protocol
 
 from epp import names
 from epp.errors import ProtocolError
 from epp.extproc import access_log
-from epp.extproc.events import Route
 from epp.reporter import Reporter
 from epp.server import health as health_service
 from epp.server.conversation import Conversation, StreamGoneError, TaskConversation
 from epp.server.interfaces import Health, RequestDirector
+from epp.server.live import LiveExchange, Wire
 from epp.server.status import DONE, GIVEN_UP, CallError, Ending, Status
 
 logger = logging.getLogger(__name__)
@@ -102,26 +102,47 @@ class Service:
         """
         self._finishing = True
         for conversation in tuple(self._open):
-            conversation.finish()
+            conversation.drain()
         for task in self._log_tasks:
             task.cancel()
 
-    def open_exchange(self, wire: "Wire") -> "LiveExchange":
+    def open_exchange(self, wire: Wire) -> LiveExchange:
         """ExternalProcessor/Process without a task."""
-        exchange = LiveExchange(self._conversation(wire.host), wire, self._reporter, self._now, self._failed, self._open.discard)
+        exchange = LiveExchange(
+            wire,
+            self._failed,
+            self._open.discard,
+            director=self._director,
+            reporter=self._reporter,
+            max_body=self._max_body,
+            now=self._now,
+            logs=self._loggers,
+            host=wire.host,
+        )
         self._open.add(exchange)
         if self._finishing:
-            exchange.finish()
+            exchange.drain()
         return exchange
 
     # --- handlers -------------------------------------------------------------------------------------------
 
     async def _process(self, call: Call) -> Ending:
         """ExternalProcessor/Process."""
-        conversation = TaskConversation(self._conversation(call.host), call.read, call.write)
+        conversation = TaskConversation(
+            Conversation(
+                director=self._director,
+                reporter=self._reporter,
+                max_body=self._max_body,
+                now=self._now,
+                logs=self._loggers,
+                host=call.host,
+            ),
+            call.read,
+            call.write,
+        )
         self._open.add(conversation)
         if self._finishing:
-            conversation.finish()
+            conversation.drain()
         started, ending = self._now(), None
         self._reporter.stream_opened()
         try:
@@ -156,11 +177,6 @@ class Service:
         return await self._outcome("health", self._answer(call, lambda _: health_service.list_services(self._health)))
 
     # --- steps ----------------------------------------------------------------------------------------------
-
-    def _conversation(self, host: str) -> Conversation:
-        return Conversation(
-            director=self._director, reporter=self._reporter, max_body=self._max_body, now=self._now, logged=partial(self.logged, host)
-        )
 
     async def _outcome(self, kind: str, work: Awaitable[None]) -> Ending:
         """Do the work of a call; how it ended. A cancellation passes through."""
@@ -200,114 +216,6 @@ class Service:
         if request is None:
             raise ProtocolError("a call without its one request message")
         await call.write(answer(request))
-
-
-class Wire(Protocol):
-    """One stream as a transport gives it to a LiveExchange."""
-
-    @property
-    def host(self) -> str:
-        """The peer's address without its port; "" where it has none."""
-
-    def send(self, messages: Sequence[bytes], *, urgent: bool) -> None:
-        """Queue messages; `urgent`: somebody waits for them. Nothing where the stream is gone."""
-
-    def finish(self, ending: Ending) -> None:
-        """Tell the peer how the call ended, after all messages. Not called after `LiveExchange.closed`."""
-
-
-class LiveExchange:
-    """One ext_proc stream that its transport calls: `message` for each, `half_closed` and `closed` once each at most."""
-
-    __slots__ = ("_conversation", "_failed", "_forget", "_half_closed", "_now", "_pick", "_reporter", "_started", "_wire")
-
-    def __init__(
-        self,
-        conversation: Conversation,
-        wire: Wire,
-        reporter: Reporter,
-        now: Callable[[], float],
-        failed: Callable[[Exception], Ending],
-        forget: Callable[["LiveExchange"], None],
-    ) -> None:
-        """`failed` says how a stream ends that an exception ended; `forget` is called when it has ended."""
-        self._conversation = conversation
-        self._wire: Wire | None = wire
-        self._reporter = reporter
-        self._now = now
-        self._failed = failed
-        self._forget = forget
-        self._pick: asyncio.Task[None] | None = None
-        """A pick that takes time."""
-        self._half_closed = False
-        self._started = now()
-        reporter.stream_opened()
-
-    def message(self, data: bytes) -> None:
-        """The peer sent one. Nothing where the stream has ended."""
-        if self._wire is None:
-            return
-        conversation = self._conversation
-        try:
-            replies = conversation.receive(data)
-        except Exception as error:  # noqa: BLE001  # `failed` tells it
-            self._end(self._failed(error))
-            return
-        if replies:
-            self._send(replies)
-        if conversation.waiting is not None and self._pick is None:
-            self._pick = asyncio.get_running_loop().create_task(self._settle(conversation.waiting))
-
-    def half_closed(self) -> None:
-        """The peer sends no more: it gets the replies it is owed, then the end."""
-        self._half_closed = True
-        if self._pick is None:
-            self._end(DONE)
-
-    def closed(self, interruption: Ending) -> None:
-        """The stream is over for the transport: reset, lost, ended from outside."""
-        if self._wire is not None:
-            self._over(interruption)
-
-    def finish(self) -> None:
-        """As `Conversation.finish`."""
-        self._send(self._conversation.finish())
-
-    def _send(self, messages: Sequence[bytes]) -> None:
-        wire, conversation = self._wire, self._conversation
-        if wire is None:
-            return
-        wire.send(messages, urgent=not conversation.routed)
-        conversation.sent()
-        if conversation.over:
-            self._end(DONE)
-
-    async def _settle(self, waiting: Awaitable[Route]) -> None:
-        try:
-            replies = await self._conversation.settle(waiting)
-        except Exception as error:  # noqa: BLE001  # `failed` tells it
-            self._end(self._failed(error))
-        else:
-            self._send(replies)
-            if self._half_closed:
-                self._end(DONE)
-        finally:
-            self._pick = None
-
-    def _end(self, ending: Ending) -> None:
-        wire = self._wire
-        if wire is not None:
-            self._over(ending)
-            wire.finish(ending)
-
-    def _over(self, ending: Ending) -> None:
-        self._wire = None
-        pick, self._pick = self._pick, None
-        if pick is not None and pick is not asyncio.current_task():
-            pick.cancel()
-        self._conversation.close()
-        self._forget(self)
-        self._reporter.stream_closed(ending.status.name, self._now() - self._started)
 
 
 class Repeats:

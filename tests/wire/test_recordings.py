@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from epp.domain import EndCause
-from epp.extproc import access_log, codec
+from epp.extproc import access_log, codec, origin
 from epp.extproc.events import BodyMode, RequestBody, RequestHeaders, ResponseBody, ResponseHeaders
 
 DATA = Path(__file__).parent.parent / "data" / "envoy-1.40" / "messages.json"
@@ -81,4 +81,5 @@ def test_stream_and_log_entry_of_one_request_name_it_alike() -> None:
     [end] = access_log.decode(RECORDED["access_log_of_the_request_with_attributes"], "").ends
     assert (end.decision_id, end.cause) == ("", EndCause.CLIENT_GONE)
     assert end.origin is not None
-    assert end.origin == event.origin
+    assert event.attributes is not None
+    assert end.origin == origin.from_attributes(event.attributes)

@@ -52,7 +52,7 @@ class ScriptedDirector:
         body: bytes | None,
         *,
         body_follows: bool = False,
-        origin: str | None = None,
+        attributes: bytes | None = None,
     ) -> Route:
         self.picking += 1
         try:

@@ -4,7 +4,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from epp._proto import ext_proc_pb2 as pb
 from epp.extproc import origin
+
+
+def from_attributes(time: str, address: str) -> str | None:
+    """Of a filter that is configured to send both."""
+    entry = pb.ProcessingRequest.AttributesEntry(key="envoy.filters.http.ext_proc")
+    entry.value.update({"request.time": time, "source.address": address})
+    return origin.from_attributes(entry.SerializeToString())
 
 
 @pytest.mark.parametrize(
@@ -21,7 +29,7 @@ from epp.extproc import origin
 )
 def test_attribute_and_log_entry_give_the_same(time: str, seconds: int, nanos: int) -> None:
     """RFC 3339 text here, seconds and nanoseconds there; Envoy's clock counts microseconds."""
-    assert origin.from_attributes(time, "[::1]:52536") == origin.of(seconds, nanos, "[::1]:52536")
+    assert from_attributes(time, "[::1]:52536") == origin.of(seconds, nanos, "[::1]:52536")
 
 
 @pytest.mark.parametrize(
@@ -30,13 +38,19 @@ def test_attribute_and_log_entry_give_the_same(time: str, seconds: int, nanos: i
 )
 def test_without_a_time_and_an_address_there_is_no_origin(time: str, address: str) -> None:
     """A filter that is not configured to tell, or a data plane that writes times otherwise."""
-    assert origin.from_attributes(time, address) is None
+    assert from_attributes(time, address) is None
 
 
 @given(st.text(max_size=40), st.text(max_size=10))
 def test_any_text(time: str, address: str) -> None:
     """No text is an error."""
-    origin.from_attributes(time, address)
+    from_attributes(time, address)
+
+
+@given(st.binary(max_size=64))
+def test_any_bytes(attributes: bytes) -> None:
+    """Nor are any bytes; they are read long after the request was."""
+    origin.from_attributes(attributes)
 
 
 def test_requests_of_one_client_differ() -> None:

@@ -4,7 +4,9 @@ import asyncio
 import itertools
 import random
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 
+from epp._proto import ext_proc_pb2 as pb
 from epp.datastore import EndpointsListed, PoolState
 from epp.domain import (
     Api,
@@ -28,6 +30,13 @@ from epp.scheduling.interfaces import Cycle
 from epp.scheduling.profile import Profile
 from epp.scheduling.scheduler import Scheduler
 from epp.testing.waiting import awaited
+
+
+def _attributes(nanoseconds: str, address: str) -> bytes:
+    time = datetime.fromtimestamp(int(nanoseconds) / 1e9, UTC).isoformat()
+    entry = pb.ProcessingRequest.AttributesEntry(key="envoy.filters.http.ext_proc")
+    entry.value.update({"request.time": time, "source.address": address})
+    return entry.SerializeToString()
 
 
 class FirstPicker:
@@ -141,8 +150,9 @@ class Rig:
         follows: bool = False,
         origin: str | None = None,
     ) -> Route:
-        """Pick."""
-        return asyncio.run(awaited(self.director.pick(headers or {}, subset, body, body_follows=follows, origin=origin)))
+        """Pick. `origin` as `epp.extproc.origin` writes it."""
+        attributes = None if origin is None else _attributes(*origin.split("|"))
+        return asyncio.run(awaited(self.director.pick(headers or {}, subset, body, body_follows=follows, attributes=attributes)))
 
     def pick(self, origin: str | None = None) -> DecisionId:
         """Pick for any request."""

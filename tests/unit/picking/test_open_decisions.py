@@ -32,7 +32,7 @@ def test_the_access_log_closes_a_decision_once() -> None:
     rig.director.ended(told(decision))
     rig.director.ended(told(decision))
     rig.director.ended(told(UNKNOWN))
-    rig.director.ended(told(UNKNOWN, origin="1|10.9.9.9:5"))
+    rig.director.ended(told(UNKNOWN, origin="1000|10.9.9.9:5"))
     rig.director.unmatched("other_instance")
 
     assert rig.ledger.in_flight == 0
@@ -229,10 +229,10 @@ def test_a_request_that_never_went_on_is_given_back_soon() -> None:
 def test_a_client_that_leaves_while_our_answer_is_on_its_way(logged: bool) -> None:  # noqa: FBT001  # a table
     """Envoy then never takes our metadata over: the entry names no decision, but when and whence the request came."""
     rig = Rig("10.0.0.1")
-    left, stays = rig.pick(origin="1|10.9.9.9:5"), rig.pick(origin="2|10.9.9.9:5")
+    left, stays = rig.pick(origin="1000|10.9.9.9:5"), rig.pick(origin="2000|10.9.9.9:5")
     rig.close(left, logged=logged)
 
-    rig.director.ended(told(UNKNOWN, EndCause.CLIENT_GONE, origin="1|10.9.9.9:5"))
+    rig.director.ended(told(UNKNOWN, EndCause.CLIENT_GONE, origin="1000|10.9.9.9:5"))
 
     assert rig.causes == ["client_gone"]
     assert rig.recorder.ends[0].decision_id == left
@@ -245,13 +245,13 @@ def test_a_client_that_leaves_while_our_answer_is_on_its_way(logged: bool) -> No
 def test_a_client_that_left_before_we_decided() -> None:
     """A busy picker may read the entry before it makes the decision: that one is not in flight for ten minutes."""
     rig = Rig("10.0.0.1")
-    rig.director.ended(told(UNKNOWN, EndCause.CLIENT_GONE, origin="1|10.9.9.9:5"))
-    rig.close(rig.pick(origin="1|10.9.9.9:5"), logged=True)
+    rig.director.ended(told(UNKNOWN, EndCause.CLIENT_GONE, origin="1000|10.9.9.9:5"))
+    rig.close(rig.pick(origin="1000|10.9.9.9:5"), logged=True)
 
     assert rig.expire_after(ENDED_GRACE_S + 0.1) == 1
     assert rig.causes == ["client_gone"]
     assert rig.recorder.unmatched == ["no_decision"]
-    rig.close(rig.pick(origin="1|10.9.9.9:5"), logged=True)
+    rig.close(rig.pick(origin="1000|10.9.9.9:5"), logged=True)
     assert rig.expire_after(ENDED_GRACE_S + 0.1) == 0
 
 
@@ -281,7 +281,7 @@ def wait(seconds: float) -> Step:
     return lambda rig, _: rig.expire_after(seconds)
 
 
-ORIGINS = st.sampled_from(["1|a:1", "2|a:1"])
+ORIGINS = st.sampled_from(["1000|a:1", "2000|a:1"])
 STEPS = st.one_of(
     st.builds(pick_one, st.none() | ORIGINS),
     st.builds(close_one, st.integers(0, 9), FLAGS),

@@ -59,7 +59,7 @@ class Stage:
         body: bytes | None,
         *,
         body_follows: bool = False,
-        origin: str | None = None,
+        attributes: bytes | None = None,
     ) -> Route:
         self._checkpoint()
         self.picked = True
@@ -78,7 +78,7 @@ class Stage:
 
 def conversation(stage: Stage) -> TaskConversation:
     """Between a stage and itself."""
-    talk = Conversation(director=stage, reporter=Reporter(), max_body=100_000, now=itertools.count().__next__, logged=lambda: False)
+    talk = Conversation(director=stage, reporter=Reporter(), max_body=100_000, now=itertools.count().__next__, logs=(), host="10.9.9.9")
     return TaskConversation(talk, stage.read, stage.write)
 
 
@@ -146,7 +146,7 @@ async def test_an_answer_under_way_is_let_go_on_drain() -> None:
     talk = conversation(stage)
     running = asyncio.create_task(talk.run())
     await stage.silent.wait()
-    talk.finish()
+    talk.drain()
     await running
     assert stage.written[-1].response_body.response.body_mutation.streamed_response.body == b"half of it"
     assert stage.closed == ["d-1"]
@@ -158,7 +158,7 @@ async def test_a_request_that_is_still_being_read_is_served_on_drain() -> None:
     talk = conversation(stage)
     running = asyncio.create_task(talk.run())
     await stage.silent.wait()
-    talk.finish()
+    talk.drain()
     stage.goes_on.set()
     await running
     assert [reply.WhichOneof("response") for reply in stage.written] == ["request_headers", "request_body", "request_body"]
@@ -171,7 +171,7 @@ async def test_a_cancellation_is_not_mistaken_for_a_drain() -> None:
     talk = conversation(stage)
     running = asyncio.create_task(talk.run())
     await stage.silent.wait()
-    talk.finish()
+    talk.drain()
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running
