@@ -75,8 +75,26 @@ class Api(Enum):
 
     CHAT = "chat"
     COMPLETIONS = "completions"
+    RESPONSES = "responses"
+    MESSAGES = "messages"
+    """Anthropic's, count_tokens included."""
+    GENERATE = "generate"
+    """vLLM's token-in path."""
     OPAQUE = "opaque"
     """Routed by model and load only: pass-through paths and APIs without a prompt of tokens."""
+
+
+class AnswerFormat(Enum):
+    """How an answer states what it used."""
+
+    JSON = "json"
+    """As a JSON document, or as server-sent events of such."""
+    VLLM_GENERATE = "vllm-generate"
+    """As messages of vLLM's engine service, Generate."""
+    VLLM_EMBED = "vllm-embed"
+    """The same, Embed."""
+    HTTP_BODY = "http-body"
+    """As JSON within gRPC messages of the type google.api.HttpBody."""
 
 
 @dataclass(slots=True)
@@ -96,6 +114,9 @@ class InferenceRequest:
     """Why the body could not be read although a model server might accept it: routed without tokens."""
     target_model: str = ""
     """The name the model server is asked for in place of the body's; empty: the body stays as it is."""
+    answer: AnswerFormat = AnswerFormat.JSON
+    skip_response: bool = False
+    """Nothing in the answer is of interest."""
 
     @property
     def served_model(self) -> str:
@@ -107,8 +128,22 @@ class TokenState(Enum):
     """How far the token ids of a request can be trusted."""
 
     EXACT = "exact"
+    PARTIAL = "partial"
+    """Some leading tokens of each prompt are the engine's; what follows is not known, or not exact."""
     ABSENT = "absent"
     """There are none: whoever needs tokens abstains."""
+
+
+@dataclass(frozen=True, slots=True)
+class MediaSpan:
+    """A picture, sound or film among the tokens of a prompt; which one it is enters the engine's block hashes (spec/kv.md 1.8)."""
+
+    identifier: str
+    """The engine's hash of the content, or the id the client gave it."""
+    offset: int
+    """Index of its first placeholder token."""
+    length: int
+    """Placeholder tokens."""
 
 
 @dataclass(slots=True)
@@ -124,11 +159,22 @@ class TokenizedRequest:
     lora: str | None = None
     """Adapter name that roots the block chain; None: the base model."""
     cache_salt: str | None = None
+    exact_tokens: Sequence[int] | None = None
+    """How many leading tokens of each prompt are exact, where the state is PARTIAL; None: all of them."""
+    media: Sequence[Sequence[MediaSpan]] = ()
+    """Media of each prompt in the order of their offsets; empty: no prompt has any."""
 
     @property
     def token_count(self) -> int:
-        """Tokens over all prompts."""
+        """Tokens over all prompts; of PARTIAL ones at least."""
         return sum(map(len, self.prompts))
+
+    @property
+    def exact_prompts(self) -> Sequence[TokenIds]:
+        """The prompts as far as they are exact: all that may be looked for among the blocks of engines."""
+        if self.exact_tokens is None:
+            return self.prompts
+        return [prompt[:count] for prompt, count in zip(self.prompts, self.exact_tokens, strict=True)]
 
 
 @dataclass(slots=True)

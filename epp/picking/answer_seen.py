@@ -7,8 +7,9 @@ begins. Told by the exchange, on the event loop, for every chunk; must not raise
 from collections.abc import Callable
 from typing import Final
 
-from epp.domain import Decision, RequestEnd
+from epp.domain import AnswerFormat, Decision, RequestEnd
 from epp.reporter import Reporter
+from epp.requests.grpc_usage import GrpcUsageReader, usage_reader
 from epp.requests.usage import UsageReader
 
 # Times between chunks are handed on in batches: one call for so many chunks instead of one for each.
@@ -27,7 +28,7 @@ class AnswerSeen:
         self._now = now
         self._since = since
         # None until an answer begins, which in our default mode none does.
-        self._usage: UsageReader | None = None
+        self._usage: UsageReader | GrpcUsageReader | None = None
         self._status: int | None = None
         self._streamed = False
         self._first: float | None = None
@@ -80,11 +81,12 @@ class AnswerSeen:
     def _stream_asked(self) -> bool:
         return self._decision.request is not None and self._decision.request.stream
 
-    def _begin(self, status: int | None, *, event_stream: bool) -> UsageReader:
+    def _begin(self, status: int | None, *, event_stream: bool) -> UsageReader | GrpcUsageReader:
         self._status = status
         self._streamed = event_stream or self._stream_asked
-        self._usage = UsageReader(event_stream=event_stream)
-        return self._usage
+        request = self._decision.request
+        usage = self._usage = usage_reader(AnswerFormat.JSON if request is None else request.answer, event_stream=event_stream)
+        return usage
 
     def _hand_on(self) -> None:
         gaps, self._gaps = self._gaps, []

@@ -177,6 +177,7 @@ class Director:
             model_names=_names(request),
             listener=answer,
             stream=None if request is None or request.body is None else request.stream,
+            skip_response=request is not None and request.skip_response,
         )
 
     def _failed(self, picking: _Picking) -> InternalError:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import msgspec
 
+from epp.domain import Api
 from epp.errors import BadRequestError
 from epp.requests.scan import top_level
 
@@ -23,7 +24,9 @@ class Body:
     fields: Mapping[str, object]
     """With the client's key order; of an unreadable body only as good as the tolerant reading could make it."""
     unreadable: str | None = None
-    """Why msgspec refused it; None: `fields` is the exact content."""
+    """Why it could not be read exactly; None: `fields` is the exact content."""
+    api: Api | None = None
+    """What the content is, where that is another than the path says."""
 
 
 _decode = msgspec.json.Decoder(dict[str, object]).decode

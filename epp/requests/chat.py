@@ -4,19 +4,18 @@ Only the presence of messages is required here; what vLLM would refuse in them i
 (epp.tokenization), because only the engine may answer for it.
 """
 
-from collections.abc import Mapping
 from typing import Final
 
 from epp.domain import Api
 from epp.errors import BadRequestError
-from epp.requests.shape import Shape
+from epp.requests.shape import Fields, Shape, max_tokens_of
 
 
-def check(fields: Mapping[str, object]) -> None:
+def check(fields: Fields) -> None:
     """Row 4 of spec/protocol.md 1.5.1: messages is a list with something in it."""
     messages = fields.get("messages")
     if not isinstance(messages, list) or not messages:
         raise BadRequestError("invalid chat completions request: must have valid messages field")
 
 
-CHAT: Final = Shape(Api.CHAT, check, ("max_completion_tokens", "max_tokens"))
+CHAT: Final = Shape(Api.CHAT, check, max_tokens_of("max_completion_tokens", "max_tokens"))

@@ -1,20 +1,21 @@
-"""OpenAI APIs that are routed by model and load alone: their prompts are not turned into tokens here.
+"""APIs that are routed by model and load alone: their prompts are not turned into tokens here.
 
-Each has the one field spec/protocol.md 1.5.1 (rows 6-8) demands; the render APIs demand only a model.
+Those of OpenAI have the one field spec/protocol.md 1.5.1 (rows 6-8) demands. vLLM's own, which llm-d passes through without a
+look, demand nothing: their model is read because it is the label of metrics, and may be an adapter.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Final
 
 from epp.domain import Api
 from epp.errors import BadRequestError
-from epp.requests.shape import Shape, accept
+from epp.requests.shape import Fields, Shape
 
 
-def _requires(name: str, *keys: str) -> Callable[[Mapping[str, object]], None]:
+def requires(name: str, *keys: str) -> Callable[[Fields], None]:
     """A check for one of `keys`; the first is the one the message names."""
 
-    def check(fields: Mapping[str, object]) -> None:
+    def check(fields: Fields) -> None:
         if all(fields.get(key) is None for key in keys):
             raise BadRequestError(f"invalid {name} request: must have {keys[0]} field")
 
@@ -22,8 +23,9 @@ def _requires(name: str, *keys: str) -> Callable[[Mapping[str, object]], None]:
 
 
 # vLLM also embeds a conversation given as `messages`.
-EMBEDDINGS: Final = Shape(Api.OPAQUE, _requires("embeddings", "input", "messages"))
-RESPONSES: Final = Shape(Api.OPAQUE, _requires("responses", "input"), ("max_output_tokens",))
-CONVERSATIONS: Final = Shape(Api.OPAQUE, _requires("conversations", "items"))
-IMAGES: Final = Shape(Api.OPAQUE, _requires("images generations", "prompt"))
-RENDER: Final = Shape(Api.OPAQUE, accept)
+EMBEDDINGS: Final = Shape(Api.OPAQUE, requires("embeddings", "input", "messages"))
+CONVERSATIONS: Final = Shape(Api.OPAQUE, requires("conversations", "items"))
+IMAGES: Final = Shape(Api.OPAQUE, requires("images generations", "prompt"))
+RENDER: Final = Shape(Api.OPAQUE)
+NAMED: Final = Shape(Api.OPAQUE, requires_model=False)
+"""Whatever it is: its model is read where it names one."""

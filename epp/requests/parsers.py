@@ -11,28 +11,55 @@ from typing import Final
 from epp import names
 from epp.domain import Api, InferenceRequest
 from epp.errors import BadRequestError, ConfigError
-from epp.requests import opaque
-from epp.requests.body import decode
+from epp.requests import anthropic, grpc, opaque, sglang
 from epp.requests.chat import CHAT
 from epp.requests.completions import COMPLETIONS
+from epp.requests.generate import GENERATE
+from epp.requests.responses import RESPONSES
 from epp.requests.shape import Shape
 
-# Claimed path suffixes by parser type; a type without claims is a fallback.
+# Claimed path suffixes by parser type (spec/protocol.md 2.3.12); a type without claims is a fallback. Those that begin with a slash
+# are ours: vLLM's other paths, for which llm-d has no parser.
 PARSER_TYPES: Final[Mapping[str, Mapping[str, Shape]]] = {
     "openai-parser": {
         "chat/completions": CHAT,
         "completions": COMPLETIONS,
         "embeddings": opaque.EMBEDDINGS,
-        "responses": opaque.RESPONSES,
+        "responses": RESPONSES,
         "conversations": opaque.CONVERSATIONS,
         "images/generations": opaque.IMAGES,
         "chat/completions/render": opaque.RENDER,
         "completions/render": opaque.RENDER,
+        "/responses/render": opaque.RENDER,
+        "/chat/completions/batch": opaque.NAMED,
+        "/score": opaque.NAMED,
+        "/rerank": opaque.NAMED,
+        "/pooling": opaque.NAMED,
+        "/classify": opaque.NAMED,
+    },
+    "anthropic-parser": {
+        "messages": anthropic.MESSAGES,
+        "messages/count_tokens": anthropic.COUNT_TOKENS,
+        "/messages/render": opaque.RENDER,
+    },
+    "vllmhttp-parser": {"inference/v1/generate": GENERATE},
+    "sglanghttp-parser": {"generate": sglang.GENERATE},
+    "vllmgrpc-parser": {
+        "vllm.grpc.engine.VllmEngine/Generate": grpc.VLLM_GENERATE,
+        "vllm.grpc.engine.VllmEngine/Embed": grpc.VLLM_EMBED,
+    },
+    "vertexai-parser": {
+        "PredictionService/ChatCompletions": grpc.VERTEX_CHAT,
+        "PredictionService/StreamRawPredict": grpc.VERTEX_RAW,
+        "PredictionService/RawPredict": grpc.VERTEX_RAW,
     },
     "passthrough-parser": {},
 }
 
-DEFAULT_PARSERS: Final = ("openai-parser", "passthrough-parser")
+DEFAULT_PARSERS: Final = ("openai-parser", "anthropic-parser", "vllmhttp-parser", "passthrough-parser")
+
+# Paths are the client's: so many different ones are remembered with their shapes.
+_REMEMBERED_PATHS: Final = 1024
 
 
 class RequestParsers:
@@ -53,6 +80,7 @@ class RequestParsers:
             self._shapes.update(PARSER_TYPES[parser])
             self._fallback = not PARSER_TYPES[parser]
         self._suffixes = sorted(self._shapes, key=len, reverse=True)
+        self._by_path: dict[str, Shape | None] = {}
 
     def parse(self, headers: Mapping[str, str], body: bytes) -> InferenceRequest:
         """Read one request; header names in lower case.
@@ -65,32 +93,44 @@ class RequestParsers:
             if not self._fallback:
                 raise BadRequestError(f"no parser registered matching path suffix for: {path}")
             return InferenceRequest(Api.OPAQUE, path, "", None, len(body))
-        decoded = decode(body)
+        try:
+            decoded = shape.read(body)
+        except BadRequestError:
+            if not headers.get("content-type", "").startswith("multipart/"):
+                raise
+            return InferenceRequest(Api.OPAQUE, path, "", None, len(body))  # a form with files, which no parser reads
         fields = decoded.fields
         shape.check(fields)
-        model, target = _models(fields, headers)
+        model, target = _models(fields, headers if shape.rewritable else {}, required=shape.requires_model)
+        rewritten = "" if target == fields.get("model") else target
         if target != model or "model" not in fields:
             fields = {**fields, "model": target}
-        stream, salt = fields.get("stream"), fields.get("cache_salt")
+        stream, salt, limit = fields.get("stream"), fields.get("cache_salt"), shape.max_tokens(fields)
         return InferenceRequest(
-            api=shape.api,
+            api=decoded.api or shape.api,
             path=path,
             model=model,
             body=None if decoded.unreadable else fields,
             size_bytes=len(body),
             stream=stream is True,
-            max_tokens=_max_tokens(fields, shape.max_tokens_keys),
+            max_tokens=limit if isinstance(limit, int) and not isinstance(limit, bool) else None,
             cache_salt=salt if isinstance(salt, str) else None,
             unreadable=decoded.unreadable,
-            target_model="" if target == decoded.fields.get("model") else target,
+            target_model=rewritten,
+            answer=shape.answer,
+            skip_response=shape.skip_response,
         )
 
     def _shape(self, path: str) -> Shape | None:
+        try:
+            return self._by_path[path]
+        except KeyError:
+            pass
         trimmed = path.rstrip("/")
-        for suffix in self._suffixes:
-            if trimmed.endswith(suffix):
-                return self._shapes[suffix]
-        return None
+        shape = next((self._shapes[suffix] for suffix in self._suffixes if trimmed.endswith(suffix)), None)
+        if len(self._by_path) < _REMEMBERED_PATHS:
+            self._by_path[path] = shape
+        return shape
 
 
 def _path(headers: Mapping[str, str]) -> str:
@@ -101,20 +141,16 @@ def _path(headers: Mapping[str, str]) -> str:
     return names.DEFAULT_PATH
 
 
-def _models(fields: Mapping[str, object], headers: Mapping[str, str]) -> tuple[str, str]:
+def _models(fields: Mapping[str, object], headers: Mapping[str, str], *, required: bool) -> tuple[str, str]:
     """The model the client names, and the one the model server is to be asked for (spec/protocol.md 2.3.13, steps 2 and 3)."""
     model = fields.get("model")
-    if not isinstance(model, str | None):
+    if not isinstance(model, str):
+        if model is not None and required:
+            raise BadRequestError("model not found in request body")
+        model = ""
+    for name in names.MODEL_REWRITE_HEADERS:
+        if rewritten := headers.get(name):
+            return model or rewritten, rewritten
+    if required and not model:
         raise BadRequestError("model not found in request body")
-    rewritten = next((target for name in names.MODEL_REWRITE_HEADERS if (target := headers.get(name))), "")
-    if not (model or rewritten):
-        raise BadRequestError("model not found in request body")
-    return model or rewritten, rewritten or model or ""
-
-
-def _max_tokens(fields: Mapping[str, object], keys: tuple[str, ...]) -> int | None:
-    for key in keys:
-        value = fields.get(key)
-        if isinstance(value, int) and not isinstance(value, bool):
-            return value
-    return None
+    return model, model

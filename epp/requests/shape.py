@@ -1,12 +1,28 @@
 """What the parsers need to know of one API: a table row, filled by the module of that API.
 
-Pure data and one check; no I/O, no state. Read by epp.requests.parsers.
+Pure data, one reader and one check; no I/O, no state. Read by epp.requests.parsers.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from epp.domain import Api
+from epp.domain import AnswerFormat, Api
+from epp.requests.body import Body, decode
+
+Fields = Mapping[str, object]
+
+
+def accept(fields: Fields) -> None:
+    """The check of an API that requires nothing, and the limit of one whose answers are no tokens."""
+
+
+def max_tokens_of(*keys: str) -> Callable[[Fields], object]:
+    """The limit of an answer that stands in the first of `keys` that holds a number."""
+
+    def find(fields: Fields) -> object:
+        return next((value for key in keys if isinstance(value := fields.get(key), int)), None)
+
+    return find
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,11 +30,16 @@ class Shape:
     """One API, as far as routing looks at it."""
 
     api: Api
-    check: Callable[[Mapping[str, object]], None]
-    """Raises BadRequestError where the body lacks what no model server can do without (spec/protocol.md 1.5.1)."""
-    max_tokens_keys: tuple[str, ...] = ()
-    """Keys that limit the answer, strongest first (spec/plugins.md 9.2)."""
-
-
-def accept(fields: Mapping[str, object]) -> None:
-    """The check of an API that requires nothing but a model."""
+    check: Callable[[Fields], None] = accept
+    """Raises BadRequestError where the body lacks what spec/protocol.md 1.5.1 demands."""
+    max_tokens: Callable[[Fields], object] = accept
+    """What limits the answer (spec/plugins.md 9.2); anything but a number limits nothing."""
+    read: Callable[[bytes], Body] = decode
+    """Bytes to fields. Raises BadRequestError where no server could read them."""
+    requires_model: bool = True
+    """Row 9 of spec/protocol.md 1.5.1 applies; otherwise a request without a model is one for the base model."""
+    rewritable: bool = True
+    """Its body is JSON that names the model, so that the name can be replaced (spec/protocol.md 2.3.13, step 3)."""
+    answer: AnswerFormat = AnswerFormat.JSON
+    skip_response: bool = False
+    """Nothing in its answer is of interest (spec/protocol.md S14)."""

@@ -156,13 +156,13 @@ def test_several_pickers_are_no_lottery() -> None:
 
 def test_parsers_default_and_explicit() -> None:
     """Known parser types need no declaration; the deprecated place still works."""
-    assert load("plugins: [{type: queue-scorer}]").parsers == ("openai-parser", "passthrough-parser")
+    assert load("plugins: [{type: queue-scorer}]").parsers == ("openai-parser", "anthropic-parser", "vllmhttp-parser", "passthrough-parser")
     explicit = load("plugins: [{type: queue-scorer}]\nrequestHandler: {parsers: [{pluginRef: passthrough-parser}]}")
     assert explicit.parsers == ("passthrough-parser",)
     old = load("plugins: [{type: queue-scorer}]\nparser: {pluginRef: passthrough-parser}")
     assert old.parsers == ("passthrough-parser",)
     assert "deprecated" in old.warnings[0]
-    assert "'anthropic-parser' is known, not supported yet" in refused("requestHandler: {parsers: [{pluginRef: anthropic-parser}]}")
+    assert "'agent-identity' is known, not supported yet" in refused("requestHandler: {parsers: [{pluginRef: agent-identity}]}")
 
 
 def test_metrics_are_injected_unless_refused() -> None:

@@ -29,7 +29,7 @@ def body(**fields: object) -> bytes:
         ("/v1/chat/completions/render", Api.OPAQUE),
         ("/v1/completions/render", Api.OPAQUE),
         ("/v1/embeddings", Api.OPAQUE),
-        ("/v1/responses", Api.OPAQUE),
+        ("/v1/responses", Api.RESPONSES),
         ("/v1/conversations", Api.OPAQUE),
         ("/v1/images/generations", Api.OPAQUE),
     ],
@@ -74,7 +74,7 @@ def test_parsers_after_the_fallback_are_ignored() -> None:
 
 def test_unknown_parser_type_is_a_configuration_error() -> None:
     """The sentence names what there is."""
-    with pytest.raises(ConfigError, match=r"'opnai-parser'; there are openai-parser, passthrough-parser"):
+    with pytest.raises(ConfigError, match=r"'opnai-parser'; there are openai-parser, anthropic-parser, "):
         RequestParsers(["opnai-parser"])
 
 
