@@ -48,7 +48,7 @@ from epp.scheduling import registry
 from epp.scheduling.interfaces import Cycle
 from epp.scheduling.registry import Collaborators
 from epp.scheduling.scheduler import Scheduler
-from epp.server.conversation import Conversation
+from epp.server.conversation import Context, Conversation
 from epp.testing.builders import make_endpoint
 from epp.testing.waiting import awaited
 from epp.tokenization import LocalTokenizer, LocalTokenizerConfig, Tokenization
@@ -314,11 +314,12 @@ def _conversations(chats: Mapping[str, Sequence[bytes]], model_folder: Path, *, 
         instance=INSTANCE,
     )
 
+    context = Context(director, reporter, MAX_BODY, time.monotonic, logs=("",))
     for name, sized in chats.items():
         turns = itertools.cycle([list(_request_messages(body)) for body in sized])
 
         def whole(turns: Iterator[Sequence[bytes]] = turns) -> None:
-            conversation = Conversation(director=director, reporter=reporter, max_body=MAX_BODY, now=time.monotonic, logs=("",), host="")
+            conversation = Conversation(context, "")
             for message in next(turns):
                 conversation.receive(message)
                 conversation.sent()

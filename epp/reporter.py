@@ -4,7 +4,7 @@ Called synchronously on the event loop from core and shell: a hook must not bloc
 mutable arguments beyond the call, except that a Decision is never changed after `decided`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from epp.domain import Decision, Endpoint, EndpointId, InferenceRequest, RequestEnd, TokenizedRequest
 from epp.errors import RequestError
@@ -94,100 +94,22 @@ class Reporter:
         """Confirmed blocks the index holds for an endpoint; called at most about once a second each."""
 
 
+_HOOKS = tuple(name for name in vars(Reporter) if not name.startswith("_"))
+
+
 class Reporters(Reporter):
-    """Fans every hook out to several reporters, in order."""
+    """Tells several reporters, in order. A hook that only one of them overrides is that one's method: hooks are called for every request."""
 
     def __init__(self, reporters: Sequence[Reporter]) -> None:
-        self._reporters = tuple(reporters)
+        for hook in _HOOKS:
+            heard = [getattr(reporter, hook) for reporter in reporters if getattr(type(reporter), hook) is not getattr(Reporter, hook)]
+            if heard:
+                setattr(self, hook, heard[0] if len(heard) == 1 else _all(heard))
 
-    def tokenized(self, request: InferenceRequest, tokens: TokenizedRequest) -> None:
-        for reporter in self._reporters:
-            reporter.tokenized(request, tokens)
 
-    def decided(self, decision: Decision) -> None:
-        for reporter in self._reporters:
-            reporter.decided(decision)
+def _all(hooks: Sequence[Callable[..., None]]) -> Callable[..., None]:
+    def tell(*said: object) -> None:
+        for hook in hooks:
+            hook(*said)
 
-    def rejected(self, request: InferenceRequest | None, error: RequestError) -> None:
-        for reporter in self._reporters:
-            reporter.rejected(request, error)
-
-    def ended(self, decision: Decision, end: RequestEnd) -> None:
-        for reporter in self._reporters:
-            reporter.ended(decision, end)
-
-    def chunks_came(self, decision: Decision, gaps_s: Sequence[float]) -> None:
-        for reporter in self._reporters:
-            reporter.chunks_came(decision, gaps_s)
-
-    def unmatched_end(self, reason: str) -> None:
-        for reporter in self._reporters:
-            reporter.unmatched_end(reason)
-
-    def stream_opened(self) -> None:
-        for reporter in self._reporters:
-            reporter.stream_opened()
-
-    def stream_closed(self, grpc_code: str, seconds: float) -> None:
-        for reporter in self._reporters:
-            reporter.stream_closed(grpc_code, seconds)
-
-    def request_processed(self, seconds: float) -> None:
-        for reporter in self._reporters:
-            reporter.request_processed(seconds)
-
-    def response_processed(self, seconds: float) -> None:
-        for reporter in self._reporters:
-            reporter.response_processed(seconds)
-
-    def plugin_failed(self, plugin: str, error: Exception) -> None:
-        for reporter in self._reporters:
-            reporter.plugin_failed(plugin, error)
-
-    def certificate_loaded(self, expires_at: float) -> None:
-        for reporter in self._reporters:
-            reporter.certificate_loaded(expires_at)
-
-    def certificate_reload_failed(self) -> None:
-        for reporter in self._reporters:
-            reporter.certificate_reload_failed()
-
-    def endpoints_changed(self, count: int) -> None:
-        for reporter in self._reporters:
-            reporter.endpoints_changed(count)
-
-    def pool_load(self, endpoints: Sequence[Endpoint]) -> None:
-        for reporter in self._reporters:
-            reporter.pool_load(endpoints)
-
-    def endpoint_removed(self, endpoint: EndpointId) -> None:
-        for reporter in self._reporters:
-            reporter.endpoint_removed(endpoint)
-
-    def scrape_failed(self, endpoint: EndpointId, reason: str) -> None:
-        for reporter in self._reporters:
-            reporter.scrape_failed(endpoint, reason)
-
-    def scrape_recovered(self, endpoint: EndpointId) -> None:
-        for reporter in self._reporters:
-            reporter.scrape_recovered(endpoint)
-
-    def metric_missing(self, endpoint: EndpointId, metric: str) -> None:
-        for reporter in self._reporters:
-            reporter.metric_missing(endpoint, metric)
-
-    def kv_stream_state(self, endpoint: EndpointId, rank: int, state: str) -> None:
-        for reporter in self._reporters:
-            reporter.kv_stream_state(endpoint, rank, state)
-
-    def kv_gap(self, endpoint: EndpointId, missing: int) -> None:
-        for reporter in self._reporters:
-            reporter.kv_gap(endpoint, missing)
-
-    def kv_event_error(self, endpoint: EndpointId, reason: str) -> None:
-        for reporter in self._reporters:
-            reporter.kv_event_error(endpoint, reason)
-
-    def index_size(self, endpoint: EndpointId, blocks: int) -> None:
-        for reporter in self._reporters:
-            reporter.index_size(endpoint, blocks)
+    return tell

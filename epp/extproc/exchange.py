@@ -21,7 +21,7 @@ from io import BytesIO
 from types import MappingProxyType
 
 from epp.errors import BadRequestError, PayloadTooLargeError, ProtocolError, RequestError
-from epp.extproc.answer import Answer, chunks
+from epp.extproc.answer import CHUNK_BYTES, Answer, chunks
 from epp.extproc.events import (
     Action,
     BodyMode,
@@ -163,11 +163,16 @@ class Exchange:
             return [ReplyBufferedRequest(route)]
         self.state = State.EXPECT_RESPONSE_HEADERS
         if received is None:  # Envoy takes a body reply only where it sent a body
-            return [ReplyRequestHeaders(route, 0), *self._trailers_reply()]
+            return [ReplyRequestHeaders(route, 0), ReplyRequestTrailers()] if self._trailers else [ReplyRequestHeaders(route, 0)]
         body = received if route.body is None else route.body
         replies: list[Reply] = [ReplyRequestHeaders(route, len(body))]
-        replies += [ReplyRequestBody(data, last and not self._trailers) for data, last in chunks(body)]
-        return [*replies, *self._trailers_reply()]
+        if len(body) <= CHUNK_BYTES:
+            replies.append(ReplyRequestBody(body, not self._trailers))
+        else:
+            replies += [ReplyRequestBody(data, last and not self._trailers) for data, last in chunks(body)]
+        if self._trailers:
+            replies.append(ReplyRequestTrailers())
+        return replies
 
     def reject(self, error: RequestError) -> list[Reply]:
         """The other answer to a Pick: the request ends here. Empty where an answer has overtaken it."""
@@ -305,9 +310,6 @@ class Exchange:
             raise RuntimeError("resolve() or reject() without a Pick to answer")
         self._owes_answer = False
         return self.state in (State.PICKING, State.PICKING_BEFORE_BODY)
-
-    def _trailers_reply(self) -> list[Reply]:
-        return [ReplyRequestTrailers()] if self._trailers else []
 
     def _one_reply_a_message(self) -> bool:
         return self._request_mode not in (None, BodyMode.FULL_DUPLEX_STREAMED)

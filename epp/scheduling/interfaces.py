@@ -5,7 +5,7 @@ block: between "tokens known" and "endpoint chosen" nothing is awaited. Called o
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar, cast, runtime_checkable
 
@@ -55,13 +55,15 @@ class Cycle:
     now: float
     """Monotonic seconds."""
     rng: random.Random
-    position: dict[EndpointId, int] = field(default_factory=dict)
-    """Index into `endpoints`."""
+    _position: dict[EndpointId, int] | None = None
     _data: dict[DataKey[Any], object] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        if not self.position:
-            self.position = {endpoint.id: i for i, endpoint in enumerate(self.endpoints)}
+    @property
+    def position(self) -> Mapping[EndpointId, int]:
+        """Index into `endpoints`."""
+        if self._position is None:
+            self._position = {endpoint.id: i for i, endpoint in enumerate(self.endpoints)}
+        return self._position
 
     def put(self, key: DataKey[T], value: T) -> None:
         """Publish data of this cycle; a producer puts only its own keys."""

@@ -7,6 +7,7 @@ hears of the end of the stream exactly once for the decision it made on it. All 
 
 import asyncio
 from collections.abc import Awaitable, Callable, Container, Coroutine, Sequence
+from dataclasses import dataclass
 
 from epp.domain import DecisionId, StreamClosed
 from epp.errors import EppError, RequestError
@@ -25,6 +26,20 @@ Write = Callable[[bytes], Awaitable[None]]
 
 class StreamGoneError(EppError):
     """The peer reset the stream or the connection: nobody is left to answer."""
+
+
+@dataclass(slots=True)
+class Context:
+    """What all conversations of one server have in common."""
+
+    director: RequestDirector
+    reporter: Reporter
+    max_body: int
+    """Bytes of the largest request body."""
+    now: Callable[[], float]
+    """Monotonic seconds."""
+    logs: Container[str]
+    """Hosts of the data planes that have an access-log stream open to us."""
 
 
 class Conversation:
@@ -47,16 +62,14 @@ class Conversation:
         "waiting",
     )
 
-    def __init__(
-        self, *, director: RequestDirector, reporter: Reporter, max_body: int, now: Callable[[], float], logs: Container[str], host: str
-    ) -> None:
-        """`now` gives monotonic seconds; `logs`: the hosts of data planes that have an access-log stream open to us; `host`: this one's."""
-        self._director = director
-        self._reporter = reporter
-        self._now = now
-        self._logs = logs
+    def __init__(self, context: Context, host: str) -> None:
+        """`host`: the data plane's address."""
+        self._director = context.director
+        self._reporter = context.reporter
+        self._now = context.now
+        self._logs = context.logs
         self._host = host
-        self._exchange = Exchange(max_body)
+        self._exchange = Exchange(context.max_body)
         self._decision_id: DecisionId | None = None
         self._routing = False
         """What was returned last lets the request go on."""
@@ -94,11 +107,11 @@ class Conversation:
         for action in actions:
             if isinstance(action, Pick):
                 self._pick(action, sent)
-            else:
-                if isinstance(action, Reject):
-                    # The exchange refused the request itself, before the director heard of it.
-                    self._reporter.rejected(None, action.error)
-                self._add((action,), sent)
+                continue
+            if isinstance(action, Reject):
+                # The exchange refused the request itself, before the director heard of it.
+                self._reporter.rejected(None, action.error)
+            self._add((action,), sent)
         if self.routed and exchange.response_seen:
             self._answering_s += self._now() - began
         return sent

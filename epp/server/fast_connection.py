@@ -83,6 +83,10 @@ class Connection(asyncio.Protocol):
         )
         self._streams: dict[int, LiveStream | TaskStream] = {}
         self._outbox = Outbox(self._h2, self._loop, limits, self._handle_events)
+        self._usual_head: tuple[tuple[bytes, bytes], ...] = ()
+        """The headers of the last ext_proc call that had no deadline and no compression ..."""
+        self._usual_call: Callable[[Wire], LiveExchange] | None = None
+        """... and what it calls."""
         self._pending = 0
         """Bytes of incomplete messages."""
         self._silence = Allowance(limits.silent_streams, limits.silent_streams_per_s)
@@ -146,6 +150,7 @@ class Connection(asyncio.Protocol):
         """Nobody is there any more."""
         if self._keepalive is not None:
             self._keepalive.cancel()
+        self._outbox.close()
         self._lose_streams()
         self._shared.connections.discard(self)
         self._shared.changed()
@@ -195,6 +200,11 @@ class Connection(asyncio.Protocol):
                 self._close()
 
     def _request(self, event: ngh2.RequestReceived) -> None:
+        if event.headers == self._usual_head and not event.end_stream:  # most calls of a data plane begin alike
+            assert self._usual_call is not None, "they are set together"
+            reader = MessageReader(self._shared.max_message, gzip=False)
+            self._streams[event.stream_id] = LiveStream(self._outbox, self.host, event.stream_id, reader, self._usual_call, self._finish)
+            return
         head = dict(event.headers)
         path = head.get(b":path", b"")
         open_exchange, handler = self._exchanges.get(path), self._methods.get(path)
@@ -206,6 +216,8 @@ class Connection(asyncio.Protocol):
         stream: LiveStream | TaskStream
         if open_exchange is not None:
             stream = LiveStream(self._outbox, self.host, event.stream_id, reader, open_exchange, self._finish)
+            if b"grpc-encoding" not in head and b"grpc-timeout" not in head:
+                self._usual_head, self._usual_call = event.headers, open_exchange
         else:
             assert handler is not None, "an unknown path is refused"
             stream = TaskStream(self._outbox, self.host, event.stream_id, reader, handler)
@@ -251,6 +263,7 @@ class Connection(asyncio.Protocol):
 
     def _stream_closed(self, stream_id: int) -> None:
         """HTTP/2 is through with a stream, any way."""
+        self._outbox.closed(stream_id)
         stream = self._streams.pop(stream_id, None)
         if stream is None or not stream.started:
             self._count_silence()

@@ -24,6 +24,9 @@ WRITE_BUFFER_BYTES = 1 << 20
 # So long may bytes that nobody waits for wait for others to leave with: a millisecond is uvloop's finest.
 PATIENCE_S = 0.001
 
+# A client has to end its side once it has our status, and gRPC's do at once: so long it is given before we free the stream.
+PEER_ENDS_S = 0.25
+
 UNLESS_CLOSED = contextlib.suppress(ngh2.NGH2Error)
 """The bytes that make us act may also have ended the stream or the connection; then there is nobody left to act upon."""
 
@@ -53,8 +56,9 @@ class Outbox:
         self._urgent = False
         self._flushed_at = 0.0
         self._later: asyncio.TimerHandle | None = None
-        self._ended: list[int] = []
-        """Streams whose answer is queued to its end while the peer may still send."""
+        self._ended: dict[int, float] = {}
+        """When streams were answered to their end that the peer has not ended, in order."""
+        self._sweep: asyncio.TimerHandle | None = None
         self._writers: dict[int, asyncio.Future[None]] = {}
         """Those that wait, by stream."""
         self._senders: dict[int, Sender] = {}
@@ -69,6 +73,13 @@ class Outbox:
     def close(self) -> None:
         """No bytes leave any more."""
         self._transport = None
+        self._ended.clear()
+        if self._sweep is not None:
+            self._sweep.cancel()
+
+    def closed(self, stream_id: int) -> None:
+        """A stream is over for both sides."""
+        self._ended.pop(stream_id, None)
 
     def pause(self) -> None:
         """The peer does not read its socket."""
@@ -133,7 +144,9 @@ class Outbox:
 
     def _end(self, stream_id: int, *, half_closed: bool, urgent: bool) -> None:
         if not half_closed:
-            self._ended.append(stream_id)
+            self._ended[stream_id] = self._loop.time()
+            if self._sweep is None:
+                self._sweep = self._loop.call_later(PEER_ENDS_S, self._free_ended)
         self.flush_soon(urgent=urgent)
 
     # --- flushing -------------------------------------------------------------------------------------------
@@ -168,8 +181,6 @@ class Outbox:
         if transport is None or self._paused or transport.is_closing():
             return
         data = self._h2.data_to_send()
-        if self._ended and self._reset_ended():
-            data += self._h2.data_to_send()
         if data:
             transport.write(data)
         if self._writers:
@@ -178,12 +189,18 @@ class Outbox:
             self._tell_senders()
         self._flushed()
 
-    def _reset_ended(self) -> bool:
-        """Free streams whose answer is out and that the peer did not end. NO_ERROR: it may stop sending (RFC 9113 8.1)."""
-        kept = [stream_id for stream_id in self._ended if not self._reset_if_out(stream_id)]
-        some = len(kept) < len(self._ended)
-        self._ended = kept
-        return some
+    def _free_ended(self) -> None:
+        """Free streams whose answer is out and that the peer does not end. NO_ERROR: it may stop sending (RFC 9113 8.1)."""
+        self._sweep = None
+        limit = self._loop.time() - PEER_ENDS_S
+        for stream_id, ended_at in tuple(self._ended.items()):
+            if ended_at > limit:
+                break
+            if self._reset_if_out(stream_id):
+                self._ended.pop(stream_id, None)
+        if self._ended:
+            self._sweep = self._loop.call_later(PEER_ENDS_S, self._free_ended)
+        self.flush_soon()
 
     def _reset_if_out(self, stream_id: int) -> bool:
         """libnghttp2 holds trailers back, too, while a window is closed."""

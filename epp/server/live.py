@@ -5,13 +5,11 @@ that takes time gets a task.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Container, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
 from epp.extproc.events import Route
-from epp.reporter import Reporter
-from epp.server.conversation import Conversation
-from epp.server.interfaces import RequestDirector
+from epp.server.conversation import Context, Conversation
 from epp.server.status import DONE, Ending
 
 
@@ -35,28 +33,18 @@ class LiveExchange(Conversation):
     __slots__ = ("_failed", "_forget", "_half_closed", "_settling", "_started", "_wire")
 
     def __init__(
-        self,
-        wire: Wire,
-        failed: Callable[[Exception], Ending],
-        forget: Callable[["LiveExchange"], None],
-        *,
-        director: RequestDirector,
-        reporter: Reporter,
-        max_body: int,
-        now: Callable[[], float],
-        logs: Container[str],
-        host: str,
+        self, context: Context, wire: Wire, failed: Callable[[Exception], Ending], forget: Callable[["LiveExchange"], None]
     ) -> None:
-        """`failed` says how a stream ends that an exception ended; `forget` is called when it has ended. The others: Conversation."""
-        super().__init__(director=director, reporter=reporter, max_body=max_body, now=now, logs=logs, host=host)
+        """`failed` says how a stream ends that an exception ended; `forget` is called when it has ended."""
+        super().__init__(context, wire.host)
         self._wire: Wire | None = wire
         self._failed = failed
         self._forget = forget
         self._settling: asyncio.Task[None] | None = None
         """A pick that takes time."""
         self._half_closed = False
-        self._started = now()
-        reporter.stream_opened()
+        self._started = context.now()
+        context.reporter.stream_opened()
 
     def message(self, data: bytes) -> None:
         """The peer sent one. Nothing where the stream has ended."""

@@ -22,7 +22,7 @@ from epp.errors import ProtocolError
 from epp.extproc import access_log
 from epp.reporter import Reporter
 from epp.server import health as health_service
-from epp.server.conversation import Conversation, StreamGoneError, TaskConversation
+from epp.server.conversation import Context, Conversation, StreamGoneError, TaskConversation
 from epp.server.interfaces import Health, RequestDirector
 from epp.server.live import LiveExchange, Wire
 from epp.server.status import DONE, GIVEN_UP, CallError, Ending, Status
@@ -68,13 +68,13 @@ class Service:
         self._director = director
         self._health = health
         self._reporter = reporter
-        self._max_body = max_body
         self._now = now
         self._instance = instance
         self._numbers = itertools.count(1)
         self._open: set[TaskConversation | LiveExchange] = set()
         self._finishing = False
         self._loggers: Counter[str] = Counter()
+        self._context = Context(director, reporter, max_body, now, self._loggers)
         self._log_tasks: set[asyncio.Task[object]] = set()
         self.access_loggers = 0
         """Access-log streams that are open now."""
@@ -108,17 +108,7 @@ class Service:
 
     def open_exchange(self, wire: Wire) -> LiveExchange:
         """ExternalProcessor/Process without a task."""
-        exchange = LiveExchange(
-            wire,
-            self._failed,
-            self._open.discard,
-            director=self._director,
-            reporter=self._reporter,
-            max_body=self._max_body,
-            now=self._now,
-            logs=self._loggers,
-            host=wire.host,
-        )
+        exchange = LiveExchange(self._context, wire, self._failed, self._open.discard)
         self._open.add(exchange)
         if self._finishing:
             exchange.drain()
@@ -128,18 +118,7 @@ class Service:
 
     async def _process(self, call: Call) -> Ending:
         """ExternalProcessor/Process."""
-        conversation = TaskConversation(
-            Conversation(
-                director=self._director,
-                reporter=self._reporter,
-                max_body=self._max_body,
-                now=self._now,
-                logs=self._loggers,
-                host=call.host,
-            ),
-            call.read,
-            call.write,
-        )
+        conversation = TaskConversation(Conversation(self._context, call.host), call.read, call.write)
         self._open.add(conversation)
         if self._finishing:
             conversation.drain()

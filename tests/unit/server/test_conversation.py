@@ -10,7 +10,7 @@ from epp._proto import ext_proc_pb2 as pb
 from epp.domain import DecisionId, RequestEnd, StreamClosed
 from epp.extproc.events import Route
 from epp.reporter import Reporter
-from epp.server.conversation import Conversation, StreamGoneError, TaskConversation
+from epp.server.conversation import Context, Conversation, StreamGoneError, TaskConversation
 
 MESSAGES = [
     pb.ProcessingRequest(request_headers=pb.HttpHeaders()),
@@ -78,7 +78,7 @@ class Stage:
 
 def conversation(stage: Stage) -> TaskConversation:
     """Between a stage and itself."""
-    talk = Conversation(director=stage, reporter=Reporter(), max_body=100_000, now=itertools.count().__next__, logs=(), host="10.9.9.9")
+    talk = Conversation(Context(stage, Reporter(), max_body=100_000, now=itertools.count().__next__, logs=()), "10.9.9.9")
     return TaskConversation(talk, stage.read, stage.write)
 
 
