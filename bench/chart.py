@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from bench.figures import FAST, chunk_costs
+from bench.figures import FAST, chunk_costs, envoys_request
 from bench.records import DirectRow, Results, Row, Spread, Work
 from bench.terminal import name
 
@@ -105,11 +105,11 @@ def _goal(row: Row, goal: float | None) -> float | None:
 def _chunks(results: Results) -> Iterator[Card]:
     costs = [cost for cost in chunk_costs(results) if cost.messages > 0]
     if costs:
-        envoy = costs[0].envoy_cpu.median
+        envoy, request = costs[0].envoy_cpu.median, envoys_request(results)
         bars = [Bar("Envoy itself", "envoy", envoy, _us(envoy))]
         for cost in costs:
             mine = cost.picker_cpu.median
-            mark = 0.15 * envoy if cost.picker == FAST else None
+            mark = 0.15 * request if cost.picker == FAST and request is not None else None
             bars.append(Bar(cost.picker, _colour(cost.picker), mine, f"{_us(mine)}  {cost.ratio.median:.2f} x", mark))
         bars.append(Bar("our default", "epp", 0.0, "nothing"))
         yield Card("A chunk of an answer, FULL_DUPLEX_STREAMED", bars)

@@ -37,7 +37,7 @@ def test_a_chunk_costs_what_long_answers_cost_more_than_short_ones() -> None:
     [
         ({}, [True, True, True]),
         ({"fast_us": 151.0}, [False, True, True]),
-        ({"chunk_us": 7.6}, [True, True, False]),
+        ({"chunk_us": 46.0}, [True, True, False]),
         ({"leaked_messages": 1}, [True, False, True]),
     ],
 )
@@ -56,12 +56,12 @@ def test_only_what_was_measured_is_a_goal() -> None:
 
 def test_the_text_says_what_was_measured() -> None:
     """Absolute, as a multiple of the calibration, and beside Envoy."""
-    text = terminal.render(builders.results(fast_us=100.0, chunk_us=9.0))
+    text = terminal.render(builders.results(fast_us=100.0, chunk_us=54.0))
     line = next(line for line in text.splitlines() if line.startswith("transport, 5 KB"))
 
     assert line.split() == ["transport,", "5", "KB", "epp", "fast", "100", "us", "0.10", "300", "us", "0.33", "0%", "500"]
     assert "epp fast, TLS" in text
-    assert "MISS  fast transport, a FULL_DUPLEX response message: epp's CPU over Envoy's: 0.18 (at most 0.15)" in text
+    assert "MISS  fast transport, a FULL_DUPLEX response message: epp's CPU over Envoy's for a 5 KB request: 0.18 (at most 0.15)" in text
     assert "PASS  fast transport, everything but the decision, 5 KB" in text
     assert "50% (not the limit)" in text
     assert "20.0 KiB" in text
