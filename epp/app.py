@@ -25,9 +25,11 @@ from prometheus_client import CollectorRegistry
 from epp import __version__, config, names, parts
 from epp.config.flags import ServeOptions
 from epp.datastore import EndpointsListed, MetricsScraped, PoolState
-from epp.domain import Endpoint
+from epp.domain import DecisionId, Endpoint, EndpointId
 from epp.errors import ConfigError
 from epp.kvcache.index import PrefixIndex
+from epp.kvcache.parity import ParityMonitor
+from epp.kvcache.predictions import Predictions
 from epp.observability import prometheus
 from epp.observability.decision_log import DecisionLog
 from epp.observability.log_format import configure_logging
@@ -122,7 +124,10 @@ class App:
         self._pool = PoolState()
         precise = self._config.precise_prefix
         unit = precise.token_processor_config.unit if precise else 1
-        self._index = PrefixIndex(self._reporter, default_block_size=unit)
+        # Without events nothing that is expected of engines could ever be seen.
+        watched = precise is not None and precise.kv_events_config.discover_pods
+        predictions = Predictions(time.monotonic, settled=ParityMonitor(self._reporter).settled, prefill_ended=self._on_prefill_ended)
+        self._index = PrefixIndex(self._reporter, default_block_size=unit, predictions=predictions if watched else None)
         built = config.build(self._config, Collaborators(index=self._index), self._reporter)
         self._scheduler = built.scheduler
         self._executor = ThreadPoolExecutor(TOKENIZER_THREADS, thread_name_prefix="tokenize")
@@ -291,6 +296,11 @@ class App:
         return FileDiscovery(Path(params.path), watch=params.watch_file, on_endpoints=self._on_endpoints)
 
     # --- knowledge ------------------------------------------------------------------------------------------
+
+    def _on_prefill_ended(self, decision_id: DecisionId, endpoint: EndpointId, now: float, seconds: float) -> None:
+        """The events of an endpoint showed that it has computed a prompt."""
+        self._scheduler.prefill_ended(decision_id, endpoint, now)
+        self._reporter.prefill_ended(endpoint, seconds)
 
     def _on_endpoints(self, endpoints: Sequence[Endpoint]) -> None:
         """Everybody who keeps something by endpoint learns of the new list at the same moment."""

@@ -90,6 +90,19 @@ class Reporter:
     def kv_event_error(self, endpoint: EndpointId, reason: str) -> None:
         """An event or batch could not be decoded or applied; low-cardinality reason."""
 
+    # --- parity: whether what we expect of engines is what they do ---------------------------------------------
+    def parity_settled(self, endpoint: EndpointId, model: str, verdict: str) -> None:
+        """A request's blocks were "confirmed", "contradicted" or "unseen" by its endpoint's events. Once per request with a prediction."""
+
+    def parity_lost(self, model: str, endpoints: Sequence[EndpointId], cause: str, contradicted: int, of: int) -> None:
+        """Most of a model's recent predictions were contradicted, `contradicted` of the last `of`: its prefixes are not found. Once, until restored."""
+
+    def parity_restored(self, model: str) -> None:
+        """Most of them are confirmed again."""
+
+    def prefill_ended(self, endpoint: EndpointId, seconds: float) -> None:
+        """The last full block of a prompt was stored, so long after the decision."""
+
     def index_size(self, endpoint: EndpointId, blocks: int) -> None:
         """Confirmed blocks the index holds for an endpoint; called at most about once a second each."""
 

@@ -16,13 +16,15 @@ awaits, so a lookup sees whole batches.
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
-from epp.domain import BlockKey, EndpointId, EngineHash, TokenIds, TokenizedRequest
+from epp.domain import BlockKey, DecisionId, EndpointId, EngineHash, TokenizedRequest
 from epp.kvcache.events import GPU, AllCleared, Batch, BlockRemoved, BlockStored
-from epp.kvcache.keys import NO_EXTRAS, TOKEN_BYTES, chain_keys, pack_tokens, prompt_keys, root_key
+from epp.kvcache.hits import Hits
+from epp.kvcache.keys import NO_EXTRAS, TOKEN_BYTES, chain_keys, root_key
 from epp.kvcache.orphans import Orphan, Orphans
+from epp.kvcache.predictions import Predictions
 from epp.kvcache.speculation import Speculations
 from epp.reporter import Reporter
 
@@ -51,42 +53,27 @@ class _Stream:
     """The cache group counted; None: not seen yet, or the engine does not number its groups."""
 
 
-class Hits:
-    """One lookup; keeps the block keys it computed (implements scheduling.interfaces.PrefixHits)."""
+@dataclass(frozen=True, slots=True)
+class _Queued:
+    """Blocks that are speculated for a request which may wait in its engine for longer than they live."""
 
-    __slots__ = ("_chains", "_packed", "_request", "block_sizes", "blocks", "tokens")
-
-    def __init__(self, request: TokenizedRequest, block_sizes: list[int]) -> None:
-        self._request = request
-        self._packed = [_packed(prompt) for prompt in request.prompts]
-        self._chains: dict[int, list[list[BlockKey]]] = {}
-        self.block_sizes = block_sizes
-        """Tokens a block of each endpoint asked for."""
-        self.blocks = [0] * len(block_sizes)
-        """Leading blocks each endpoint holds, of its own block size, summed over the prompts; for explanations."""
-        self.tokens = [0] * len(block_sizes)
-        """Hit tokens an engine would report, summed over the prompts: its last token is always computed (rule 12)."""
-
-    def chains(self, block_size: int) -> list[list[BlockKey]]:
-        """Keys of the full blocks of each prompt."""
-        chains = self._chains.get(block_size)
-        if chains is None:
-            request = self._request
-            chains = [prompt_keys(packed, block_size, lora=request.lora, cache_salt=request.cache_salt) for packed in self._packed]
-            self._chains[block_size] = chains
-        return chains
-
-    def caps(self, block_size: int) -> list[int]:
-        """Most blocks of each prompt that can count as a hit."""
-        return [max(0, len(prompt) - 1) // block_size for prompt in self._request.prompts]
+    at: float
+    """When to look whether it still waits."""
+    ttl_s: float
+    decision_id: DecisionId
+    endpoint: EndpointId
+    hits: Hits
 
 
 class PrefixIndex:
     """Who holds what (implements scheduling.interfaces.PrefixIndex)."""
 
-    def __init__(self, reporter: Reporter, *, default_block_size: int) -> None:
-        """`default_block_size`: tokens a block of endpoints that have told nothing yet."""
+    def __init__(self, reporter: Reporter, *, default_block_size: int, predictions: Predictions | None = None) -> None:
+        """`default_block_size`: tokens a block of endpoints that have told nothing yet. `predictions` are told what is stored."""
         self._reporter = reporter
+        self._predictions = predictions
+        self._queued: deque[_Queued] = deque()
+        """In order of time, as long as the TTL is constant."""
         self._default_block_size = default_block_size
         self._taught_sizes: dict[EndpointId, int] = {}
         self._holders: dict[BlockKey, int] = {}
@@ -101,7 +88,7 @@ class PrefixIndex:
     def match(self, tokens: TokenizedRequest, endpoints: Sequence[EndpointId], now: float) -> Hits:
         """Longest contiguous prefix each endpoint holds, confirmed or speculated and not expired at `now`."""
         sizes = [self.block_size(endpoint) for endpoint in endpoints]
-        hits = Hits(tokens, sizes)
+        hits = Hits(tokens, endpoints, sizes)
         for size in dict.fromkeys(sizes):
             asked = [(i, endpoint, self._bits_of(endpoint)) for i, endpoint in enumerate(endpoints) if sizes[i] == size]
             for chain, cap in zip(hits.chains(size), hits.caps(size), strict=True):
@@ -115,6 +102,26 @@ class PrefixIndex:
             raise TypeError("speculate takes what match() returned")
         for chain in hits.chains(self.block_size(endpoint)):
             self._speculations.add(endpoint, chain, until)
+
+    def predict(self, hits: object, endpoint: EndpointId, decision_id: DecisionId, model: str, now: float, ttl_s: float) -> None:
+        """A request goes to one of the endpoints that were asked for: what is stored there will be held against what was expected.
+
+        `ttl_s`: what is speculated for it lives so long, and again until its prefill has been seen to end; 0: nothing is.
+        """
+        if not isinstance(hits, Hits):
+            raise TypeError("predict takes what match() returned")
+        predictions = self._predictions
+        prompt = None if predictions is None else hits.prompt(endpoint)
+        if predictions is None or prompt is None:
+            return
+        predictions.add(decision_id, endpoint, model, prompt)
+        if ttl_s > 0 and predictions.is_open(decision_id):
+            self._queued.append(_Queued(now + ttl_s / 2, ttl_s, decision_id, endpoint, hits))
+
+    def answer_ended(self, decision_id: DecisionId) -> None:
+        """Nothing more will be stored for this request."""
+        if self._predictions is not None:
+            self._predictions.ended(decision_id)
 
     def block_size(self, endpoint: EndpointId) -> int:
         """Tokens a block: what its events said, else what `set_block_size` said, else the default."""
@@ -142,7 +149,7 @@ class PrefixIndex:
         for event in batch.events:
             match event:
                 case BlockStored():
-                    problem = self._store(ranks[rank], event)
+                    problem = self._store(endpoint, ranks[rank], event)
                     if problem is not None:
                         self._reporter.kv_event_error(endpoint, problem)
                 case BlockRemoved():
@@ -152,7 +159,7 @@ class PrefixIndex:
                     self._retire(old)
                     # Still the same engine: what is known of its shape stays.
                     ranks[rank] = self._new_stream(block_size=old.block_size, group=old.group)
-                    self._speculations.forget(endpoint)
+                    self._forget_expected(endpoint)
 
     def set_block_size(self, endpoint: EndpointId, block_size: int) -> None:
         """What `cache_config_info` of the endpoint tells; its events overrule it."""
@@ -165,7 +172,7 @@ class PrefixIndex:
         for gone in [rank] if rank is not None else list(ranks):
             if gone in ranks:
                 self._retire(ranks.pop(gone))
-        self._speculations.forget(endpoint)
+        self._forget_expected(endpoint)
 
     def remove(self, endpoint: EndpointId) -> None:
         """The endpoint is gone: forget everything about it."""
@@ -175,6 +182,9 @@ class PrefixIndex:
 
     def sweep(self, now: float, limit: int = 2_000) -> bool:
         """Free about `limit` blocks of retired streams and expired speculations; True: there is more. To be called every second or so."""
+        self._prolong(now)
+        if self._predictions is not None:
+            self._predictions.settle(now)
         freed = self._speculations.sweep(now, limit)
         while self._retired and freed < limit:
             stream = self._retired[0]
@@ -184,6 +194,14 @@ class PrefixIndex:
             if not stream.keys:
                 self._free_bits.append(self._retired.popleft().bit)
         return freed >= limit
+
+    def _prolong(self, now: float) -> None:
+        """What is speculated for requests whose prefill has not been seen to end lives on."""
+        while self._queued and self._queued[0].at <= now:
+            queued = self._queued.popleft()
+            if self._predictions is not None and self._predictions.is_open(queued.decision_id):
+                self.speculate(queued.hits, queued.endpoint, now + queued.ttl_s)
+                self._queued.append(replace(queued, at=now + queued.ttl_s / 2))
 
     # --- matching --------------------------------------------------------------------------------------------
     def _bits_of(self, endpoint: EndpointId) -> int:
@@ -199,6 +217,7 @@ class PrefixIndex:
         runs = self._runs(chain, wanted)
         for i, endpoint, bits in asked:
             run = runs.get(bits, 0) if bits & (bits - 1) == 0 else max(runs.get(bit, 0) for bit in _each_bit(bits))
+            hits.confirmed[i] += run
             speculated = self._speculations.prefix(endpoint, chain, now)
             if speculated > run:
                 run = max(self._run_from(chain, speculated, bit) for bit in _each_bit(bits)) if bits else speculated
@@ -233,7 +252,7 @@ class PrefixIndex:
         return end
 
     # --- applying --------------------------------------------------------------------------------------------
-    def _store(self, stream: _Stream, event: BlockStored) -> str | None:
+    def _store(self, endpoint: EndpointId, stream: _Stream, event: BlockStored) -> str | None:
         """Returns the reason for which (part of) the event could not be indexed."""
         if event.medium != GPU or event.kind not in FULL_ATTENTION_KINDS:
             return None
@@ -256,6 +275,8 @@ class PrefixIndex:
         keys = chain_keys(parent, event.tokens, size, event.extras or ())
         for block, key in zip(event.hashes, keys, strict=True):
             self._add(stream, block, key)
+        if self._predictions is not None:
+            self._predictions.stored(endpoint, parent, event, keys)
         if stream.orphans:
             self._adopt(stream, event.hashes)
         return None
@@ -336,6 +357,11 @@ class PrefixIndex:
         else:
             del self._holders[key]
 
+    def _forget_expected(self, endpoint: EndpointId) -> None:
+        self._speculations.forget(endpoint)
+        if self._predictions is not None:
+            self._predictions.forget(endpoint)
+
     # --- streams ---------------------------------------------------------------------------------------------
     def _new_stream(self, block_size: int | None = None, group: int | None = None) -> _Stream:
         if self._free_bits:
@@ -348,14 +374,6 @@ class PrefixIndex:
     def _retire(self, stream: _Stream) -> None:
         """Nobody asks for its bit from now on; `sweep` frees its blocks, then the bit."""
         self._retired.append(stream)
-
-
-def _packed(prompt: TokenIds) -> bytes:
-    """A prompt with ids no vocabulary has, which the engine will refuse, has no blocks."""
-    try:
-        return pack_tokens(prompt)
-    except (TypeError, ValueError, OverflowError):
-        return b""
 
 
 def _each_bit(bits: int) -> Iterator[int]:

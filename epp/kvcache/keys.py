@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from struct import Struct
 from typing import cast
 
-from epp.domain import BlockKey, TokenIds
+from epp.domain import BlockKey, MediaSpan, TokenIds
 
 TOKEN_BYTES = array("I").itemsize
 
@@ -51,9 +51,26 @@ def salt_extras(cache_salt: str | None) -> tuple[Extras, ...]:
     return ((("salt", cache_salt),),) if cache_salt else ()
 
 
-def prompt_keys(packed: bytes, block_size: int, *, lora: str | None = None, cache_salt: str | None = None) -> list[BlockKey]:
+def request_extras(block_size: int, cache_salt: str | None, media: Sequence[MediaSpan] = ()) -> tuple[Extras, ...]:
+    """Extras of a request's first blocks: media on each block they touch, in front of the salt (spec/kv.md 1.8).
+
+    Media must lie within the prompt: the work grows with the last one's end.
+    """
+    salt = salt_extras(cache_salt)
+    if not media:
+        return salt
+    touched: list[list[tuple[object, ...]]] = [[] for _ in range(-(-max(span.offset + span.length for span in media) // block_size))]
+    for span in media:
+        for block in range(span.offset // block_size, -(-(span.offset + span.length) // block_size)):
+            touched[block].append(("mm", span.identifier, span.offset - block * block_size))
+    return ((*touched[0], *(salt[0] if salt else NO_EXTRAS)), *map(tuple, touched[1:]))
+
+
+def prompt_keys(
+    packed: bytes, block_size: int, *, lora: str | None = None, cache_salt: str | None = None, media: Sequence[MediaSpan] = ()
+) -> list[BlockKey]:
     """Keys of the full blocks of one prompt, first to last."""
-    return chain_keys(root_key(lora, block_size), packed, block_size, salt_extras(cache_salt))
+    return chain_keys(root_key(lora, block_size), packed, block_size, request_extras(block_size, cache_salt, media))
 
 
 def wire_extras(entry: object, *, lora: str | None, first: bool) -> Extras:

@@ -6,6 +6,7 @@ ten. So no client and no broken pod can flood the log, and nothing is silent. Ru
 """
 
 import logging
+from collections.abc import Sequence
 
 from epp.domain import Decision, EndCause, EndpointId, InferenceRequest, RequestEnd, TokenizedRequest, TokenState
 from epp.errors import RequestError
@@ -147,3 +148,14 @@ class LogReporter(Reporter):
     def kv_event_error(self, endpoint: EndpointId, reason: str) -> None:
         if count := self._event_errors.due(endpoint, reason):
             logger.warning("KV events of %s: an event was left out: %s%s", endpoint, reason, _so_far(count))
+
+    def parity_lost(self, model: str, endpoints: Sequence[EndpointId], cause: str, contradicted: int, of: int) -> None:
+        logger.error(
+            "the blocks engines store for model %s are not those its requests were expected to fill (%d of the last %d, on %s): prefixes are "
+            "not found, and requests are routed by load. Likely cause: %s; compare the tokenizer, template and flags of token-producer with "
+            "those of the engine",
+            _quoted(model), contradicted, of, ", ".join(endpoints), cause,
+        )  # fmt: skip
+
+    def parity_restored(self, model: str) -> None:
+        logger.info("engines store the blocks that are expected for model %s again", _quoted(model))

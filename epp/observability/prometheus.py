@@ -21,7 +21,7 @@ from epp.errors import ConfigError, InternalError, RequestError, ResourceExhaust
 from epp.observability.families import Families, LabelLimit, Twin
 from epp.observability.instruments import Counter, Family, Gauge, Histogram
 from epp.observability.pool_metrics import PoolMetrics
-from epp.observability.request_metrics import RequestMetrics
+from epp.observability.request_metrics import TTFT_BUCKETS, RequestMetrics
 from epp.reporter import Reporter
 
 logger = logging.getLogger(__name__)
@@ -109,6 +109,22 @@ class PrometheusReporter(Reporter):
         self._stream_state = families.gauge(
             "epp_kv_stream_state", "1 for the state a KV-event stream is in.", ["endpoint", "rank", "state"]
         )
+        self._parity = counter(
+            "epp_parity_predictions_total",
+            "Requests whose prompt blocks its endpoint's events confirmed, contradicted, or left unseen.",
+            ["model", "endpoint", "result"],
+        )
+        self._parity_lost = families.gauge(
+            "epp_parity_lost", "1 while most of a model's recent predictions are contradicted: its tokens are not the engines'.", ["model"]
+        )
+        self._hits = counter(
+            "epp_parity_hit_tokens_total",
+            "Cached tokens of prompts, as predicted here and as reported by engines.",
+            ["model", "endpoint", "said"],
+        )
+        self._prefill = families.histogram(
+            "epp_prefill_seconds", "From a decision to its prompt's last full block being stored.", buckets=TTFT_BUCKETS
+        ).labels()
         self._blocks = families.gauge("epp_index_blocks", "Confirmed blocks the index holds.", ["endpoint"])
 
     # --- a request ----------------------------------------------------------------------------------------------
@@ -144,8 +160,20 @@ class PrometheusReporter(Reporter):
         self._end_causes[end.cause].inc()
         if end.attempts is not None and end.attempts > 1:
             self._retried.inc()
+        if end.usage is not None and end.usage.cached_tokens is not None:
+            self._count_hits(decision, end.usage.cached_tokens)
         if end.served is not None and end.served != decision.endpoint.host_port:
             self._elsewhere.inc()
+
+    def _count_hits(self, decision: Decision, reported: int) -> None:
+        """What was predicted, beside what the engine says it found."""
+        endpoint = decision.endpoint
+        for match in decision.prefix.values():
+            where = self._models.admit(decision.request.served_model if decision.request else ""), endpoint.id
+            predicted = match.matched_tokens[list(decision.scheduled).index(endpoint)]
+            self._of_endpoint(endpoint.id, self._hits, (*where, "predicted")).inc(predicted)
+            self._of_endpoint(endpoint.id, self._hits, (*where, "reported")).inc(reported)
+            return
 
     def unmatched_end(self, reason: str) -> None:
         self._unmatched.labels(reason).inc()
@@ -210,6 +238,18 @@ class PrometheusReporter(Reporter):
 
     def kv_event_error(self, endpoint: EndpointId, reason: str) -> None:
         self._event_errors.labels(reason).inc()
+
+    def parity_settled(self, endpoint: EndpointId, model: str, verdict: str) -> None:
+        self._of_endpoint(endpoint, self._parity, (self._models.admit(model), endpoint, verdict)).inc()
+
+    def parity_lost(self, model: str, endpoints: Sequence[EndpointId], cause: str, contradicted: int, of: int) -> None:
+        self._parity_lost.labels(self._models.admit(model)).set(1)
+
+    def parity_restored(self, model: str) -> None:
+        self._parity_lost.labels(self._models.admit(model)).set(0)
+
+    def prefill_ended(self, endpoint: EndpointId, seconds: float) -> None:
+        self._prefill.observe(seconds)
 
     def index_size(self, endpoint: EndpointId, blocks: int) -> None:
         self._of_endpoint(endpoint, self._blocks, (endpoint,)).set(blocks)

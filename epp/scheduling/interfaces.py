@@ -9,7 +9,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar, cast, runtime_checkable
 
-from epp.domain import Decision, Endpoint, EndpointId, InferenceRequest, PrefixMatch, ProfileResult, RequestEnd, TokenizedRequest
+from epp.domain import (
+    Decision,
+    DecisionId,
+    Endpoint,
+    EndpointId,
+    InferenceRequest,
+    PrefixMatch,
+    ProfileResult,
+    RequestEnd,
+    TokenizedRequest,
+)
 
 T = TypeVar("T")
 
@@ -155,6 +165,16 @@ class PreRequest(Protocol):
 
 
 @runtime_checkable
+class PrefillObserver(Protocol):
+    """Learns that an endpoint has computed a prompt, as its KV events show; not of requests whose blocks were all cached."""
+
+    name: str
+
+    def prefill_ended(self, decision_id: DecisionId, endpoint: EndpointId, now: float) -> None:
+        """At most once a decision and endpoint, while its answer is under way; `now` in monotonic seconds."""
+
+
+@runtime_checkable
 class EndObserver(Protocol):
     """Learns of the end of each answer, exactly once per decision."""
 
@@ -189,3 +209,12 @@ class PrefixIndex(Protocol):
 
     def speculate(self, hits: PrefixHits, endpoint: EndpointId, until: float) -> None:
         """The endpoint is about to compute these prompts: count their full blocks as held until then, apart from confirmed ones."""
+
+    def predict(self, hits: PrefixHits, endpoint: EndpointId, decision_id: DecisionId, model: str, now: float, ttl_s: float) -> None:
+        """The request goes to the endpoint: what that stores will be held against what was expected.
+
+        `ttl_s`: what was speculated for it lives so long, and again until its prefill has been seen to end; 0: nothing was.
+        """
+
+    def answer_ended(self, decision_id: DecisionId) -> None:
+        """Nothing more will be stored for this request."""

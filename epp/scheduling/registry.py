@@ -14,7 +14,7 @@ from enum import Enum
 from types import MappingProxyType
 from typing import Any, Generic, TypeVar
 
-from epp.domain import EndpointId, TokenizedRequest
+from epp.domain import DecisionId, EndpointId, TokenizedRequest
 from epp.errors import ConfigError
 from epp.scheduling.interfaces import Filter, Picker, PrefixHits, PrefixIndex, Producer, ProfileHandler, Scorer
 
@@ -69,6 +69,12 @@ class EmptyIndex:
 
     def speculate(self, hits: PrefixHits, endpoint: EndpointId, until: float) -> None:
         """Forget it at once."""
+
+    def predict(self, hits: PrefixHits, endpoint: EndpointId, decision_id: DecisionId, model: str, now: float, ttl_s: float) -> None:
+        """Likewise."""
+
+    def answer_ended(self, decision_id: DecisionId) -> None:
+        """Nothing is known of it."""
 
 
 @dataclass(frozen=True, slots=True)

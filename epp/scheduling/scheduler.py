@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from epp.domain import Decision, DecisionId, EndpointId, ProfileResult, RequestEnd
 from epp.errors import InternalError, RequestError, ResourceExhaustedError
 from epp.reporter import Reporter
-from epp.scheduling.interfaces import Cycle, EndObserver, EndpointObserver, PreRequest, Producer, ProfileHandler
+from epp.scheduling.interfaces import Cycle, EndObserver, EndpointObserver, PrefillObserver, PreRequest, Producer, ProfileHandler
 from epp.scheduling.profile import Profile
 
 # More rounds than any handler needs; one that never says it is done must not stop the loop of the whole process.
@@ -32,7 +32,7 @@ class Scheduler:
     ) -> None:
         """`producers` in the order they run in, each after those it reads from.
 
-        `plugins` are all instances, each once: those that are PreRequest, EndObserver or EndpointObserver act on every request,
+        `plugins` are all instances, each once: those that are PreRequest, PrefillObserver, EndObserver or EndpointObserver act on every request,
         whether a profile names them or not.
         """
         self._profiles = dict(profiles)
@@ -41,6 +41,7 @@ class Scheduler:
         self._producers = tuple(producers)
         plugins = tuple(plugins)
         self._pre_requests = tuple(plugin for plugin in plugins if isinstance(plugin, PreRequest))
+        self._prefill_observers = tuple(plugin for plugin in plugins if isinstance(plugin, PrefillObserver))
         self._end_observers = tuple(plugin for plugin in plugins if isinstance(plugin, EndObserver))
         self._endpoint_observers = tuple(plugin for plugin in plugins if isinstance(plugin, EndpointObserver))
         self._reporter = reporter
@@ -114,6 +115,14 @@ class Scheduler:
             try:
                 plugin.ended(decision, end)
             except Exception as error:  # noqa: BLE001  # one plugin's failure must not keep the others from giving back
+                self._reporter.plugin_failed(plugin.name, error)
+
+    def prefill_ended(self, decision_id: DecisionId, endpoint: EndpointId, now: float) -> None:
+        """An endpoint has computed a prompt: every PrefillObserver learns of it."""
+        for plugin in self._prefill_observers:
+            try:
+                plugin.prefill_ended(decision_id, endpoint, now)
+            except Exception as error:  # noqa: BLE001  # as above
                 self._reporter.plugin_failed(plugin.name, error)
 
     def endpoint_removed(self, endpoint: EndpointId) -> None:

@@ -4,8 +4,9 @@ Owns the in-flight ledger: one entry a decision, one load an endpoint. An entry 
 to, so that giving back is exact in any order, also when an endpoint left and came back under its name meanwhile; no
 number is ever clamped, and none can become negative.
 
-Changed by `decided`, `ended`, `endpoint_removed` and `expire`, all on the event loop. llm-d gives the tokens back at the
-first chunk of the answer; here the answer's end is the only sign there is, so tokens count until then.
+Changed by `decided`, `prefill_ended`, `ended`, `endpoint_removed` and `expire`, all on the event loop. llm-d gives the tokens back at the
+first chunk of the answer; here those of the prompt are given back when its endpoint's KV events show that it has been
+computed, and at the answer's end where none do: prompts that were cached whole store no block.
 """
 
 from collections.abc import Sequence
@@ -53,10 +54,21 @@ class Load:
 
 
 @dataclass(slots=True)
+class _Taken:
+    """What one decision added to one endpoint."""
+
+    endpoint: EndpointId
+    load: Load
+    prompt: int
+    """Tokens to be computed of the prompt; 0 once they are."""
+    output: int
+    """Tokens expected of the answer, if they are counted."""
+
+
+@dataclass(slots=True)
 class _Entry:
     decided_at: float
-    taken: list[tuple[Load, int]]
-    """Load objects this decision was added to, each with its tokens."""
+    taken: list[_Taken]
 
 
 class InFlightLoadProducer:
@@ -89,11 +101,19 @@ class InFlightLoadProducer:
         for result in decision.profiles.values():
             endpoint = result.chosen[0].id
             load = self._loads.setdefault(endpoint, Load())
-            tokens = self._tokens(cycle, endpoint)
+            prompt = _input_tokens(cycle)
+            took = _Taken(endpoint, load, self._uncached(cycle, endpoint, prompt), self._output_tokens(cycle, prompt))
             load.requests += 1
-            load.tokens += tokens
-            taken.append((load, tokens))
+            load.tokens += took.prompt + took.output
+            taken.append(took)
         self._entries[decision.id] = _Entry(cycle.now, taken)
+
+    def prefill_ended(self, decision_id: DecisionId, endpoint: EndpointId, now: float) -> None:
+        entry = self._entries.get(decision_id)
+        for took in entry.taken if entry is not None else ():
+            if took.endpoint == endpoint:
+                took.load.tokens -= took.prompt
+                took.prompt = 0
 
     def ended(self, decision: Decision, end: RequestEnd) -> None:
         entry = self._entries.pop(decision.id, None)
@@ -114,16 +134,14 @@ class InFlightLoadProducer:
             expired += 1
         return expired
 
-    def _tokens(self, cycle: Cycle, endpoint: EndpointId) -> int:
-        """Tokens the endpoint has to compute for this request: the uncached input, and the output if it is to be counted."""
-        prompt = _input_tokens(cycle)
+    def _uncached(self, cycle: Cycle, endpoint: EndpointId, prompt: int) -> int:
+        """Tokens of the prompt that the endpoint has to compute."""
         match = None if self._prefix_key is None else cycle.get(self._prefix_key)
-        uncached = prompt
-        if match is not None:
-            missing = match.total_blocks - match.matched_blocks[cycle.position[endpoint]]
-            tail = prompt - match.total_blocks * match.block_size
-            uncached = max(0, missing * match.block_size) + max(0, tail)
-        return uncached + self._output_tokens(cycle, prompt)
+        if match is None:
+            return prompt
+        missing = match.total_blocks - match.matched_blocks[cycle.position[endpoint]]
+        tail = prompt - match.total_blocks * match.block_size
+        return max(0, missing * match.block_size) + max(0, tail)
 
     def _output_tokens(self, cycle: Cycle, prompt: int) -> int:
         params, request = self._params, cycle.request
@@ -140,9 +158,9 @@ def _input_tokens(cycle: Cycle) -> int:
 
 
 def _give_back(entry: _Entry) -> None:
-    for load, tokens in entry.taken:
-        load.requests -= 1
-        load.tokens -= tokens
+    for took in entry.taken:
+        took.load.requests -= 1
+        took.load.tokens -= took.prompt + took.output
 
 
 PLUGIN = PluginType(TYPE, InFlightLoadParams, InFlightLoadProducer, frozenset((Role.PRODUCER, Role.ENDPOINT_EXTRACTOR)))

@@ -4,14 +4,16 @@ Asks the index once a request and reports in blocks of `blockSizeTokens`, the un
 engine uses is the index's business. Where token ids are absent it abstains: it puts nothing, never a guess.
 
 With `speculativeIndexing` the chosen endpoint counts as holding the prompt at once, for `speculativeTTL`, so that the next
-request with this prefix follows it before the first event arrives. Stateless: the index owns the blocks.
+request with this prefix follows it before the first event arrives, and longer while its prefill has not been seen to end. The
+index is told of every decision, and holds what the endpoint stores against it (epp.kvcache.predictions). Stateless: the index owns the
+blocks.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
-from epp.domain import Decision, PrefixMatch, TokenState
+from epp.domain import Decision, PrefixMatch, RequestEnd, TokenState
 from epp.plugins.computes import computing
 from epp.plugins.producers.token import TOKENIZED_PROMPT
 from epp.scheduling.interfaces import Cycle, DataKey, PrefixHits, prefix_match_key
@@ -182,12 +184,19 @@ class PrecisePrefixCacheProducer:
         )
 
     def decided(self, cycle: Cycle, decision: Decision) -> None:
-        if self._speculative_ttl_s == 0.0:
-            return
         hits = cycle.get(self._hits_key)
-        if hits is not None:
-            for endpoint in computing(decision):
-                self._index.speculate(hits, endpoint, cycle.now + self._speculative_ttl_s)
+        if hits is None:
+            return
+        ttl = self._speculative_ttl_s
+        endpoints = computing(decision)
+        if ttl > 0:
+            for endpoint in endpoints:
+                self._index.speculate(hits, endpoint, cycle.now + ttl)
+        request = decision.request
+        self._index.predict(hits, endpoints[-1], decision.id, "" if request is None else request.served_model, cycle.now, ttl)
+
+    def ended(self, decision: Decision, end: RequestEnd) -> None:
+        self._index.answer_ended(decision.id)
 
 
 PLUGIN = PluginType(TYPE, PrecisePrefixCacheParams, PrecisePrefixCacheProducer, frozenset((Role.PRODUCER, Role.ENDPOINT_EXTRACTOR)))

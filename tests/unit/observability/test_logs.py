@@ -143,3 +143,15 @@ def test_what_a_client_chose_is_quoted_in_short(lines: Lines) -> None:
     reporter.tokenized(request, TokenizedRequest(TokenState.ABSENT, reason="unknown_model", detail="d" * 1_000_000))
     reporter.rejected(request, BadRequestError("e" * 1_000_000))
     assert [len(line) < 3 * MAX_QUOTED for line in lines()] == [True, True]
+
+
+def test_parity_is_lost_and_restored(caplog: pytest.LogCaptureFixture) -> None:
+    """One line that names the model, the pods, the likely cause and where to look."""
+    caplog.set_level("INFO")
+    reporter = LogReporter()
+    reporter.parity_lost("tiny", [EndpointId("team/a"), EndpointId("team/b")], "beginning-of-sequence token", 9, 12)
+    assert "for model tiny " in caplog.text
+    assert "9 of the last 12, on team/a, team/b" in caplog.text
+    assert "Likely cause: beginning-of-sequence token" in caplog.text
+    reporter.parity_restored("tiny")
+    assert "again" in caplog.records[-1].message

@@ -9,7 +9,7 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from epp.domain import Api, Decision, EndCause, EndpointId, InferenceRequest, RequestEnd, TokenizedRequest, TokenState, Usage
+from epp.domain import Api, Decision, EndCause, EndpointId, InferenceRequest, PrefixMatch, RequestEnd, TokenizedRequest, TokenState, Usage
 from epp.errors import BadRequestError, ConfigError, ServiceUnavailableError
 from epp.observability.families import MAX_LABEL_LENGTH, LabelLimit
 from epp.observability.prometheus import PrometheusReporter, serve
@@ -334,3 +334,31 @@ def test_a_label_a_client_made_up_is_bounded_in_number_and_length() -> None:
 
     assert [limit.admit(name) for name in ("a", "x" * MAX_LABEL_LENGTH, "b", "a", "")] == ["a", "x" * MAX_LABEL_LENGTH, "other", "a", ""]
     assert LabelLimit().admit("x" * (MAX_LABEL_LENGTH + 1)) == "other"
+
+
+def test_parity(registry: CollectorRegistry, reporter: PrometheusReporter) -> None:
+    """Counted by model, endpoint and result; the alarm is a gauge; what is counted for an endpoint goes with it."""
+    value, endpoint = registry.get_sample_value, EndpointId("team/a")
+    for verdict in ("confirmed", "confirmed", "contradicted"):
+        reporter.parity_settled(endpoint, "tiny", verdict)
+    assert value("epp_parity_predictions_total", {"model": "tiny", "endpoint": "team/a", "result": "confirmed"}) == 2
+    reporter.parity_lost("tiny", [endpoint], "BOS", 8, 10)
+    assert value("epp_parity_lost", {"model": "tiny"}) == 1
+    reporter.parity_restored("tiny")
+    assert value("epp_parity_lost", {"model": "tiny"}) == 0
+    reporter.prefill_ended(endpoint, 0.3)
+    assert value("epp_prefill_seconds_bucket", {"le": "0.4"}) == 1
+    reporter.endpoint_removed(endpoint)
+    assert value("epp_parity_predictions_total", {"model": "tiny", "endpoint": "team/a", "result": "confirmed"}) is None
+
+
+def test_hit_tokens_as_predicted_and_as_reported(registry: CollectorRegistry, reporter: PrometheusReporter, decide: Decide) -> None:
+    """Where engines say what they found in their cache, both sides can be laid over each other."""
+    decision = decide()
+    decision.prefix = {"p": PrefixMatch(16, 4, [2], 64, [32])}
+    decision.scheduled = [decision.endpoint]
+    reporter.decided(decision)
+    reporter.ended(decision, RequestEnd(decision.id, EndCause.FINISHED, usage=Usage(prompt_tokens=64, cached_tokens=48)))
+    labels = {"model": "tiny", "endpoint": decision.endpoint.id}
+    assert registry.get_sample_value("epp_parity_hit_tokens_total", {**labels, "said": "predicted"}) == 32
+    assert registry.get_sample_value("epp_parity_hit_tokens_total", {**labels, "said": "reported"}) == 48

@@ -149,3 +149,19 @@ def test_estimated_output_is_bounded_by_the_request_and_the_configuration(
     subject = producer(**params)
     decide(subject, make_cycle(FLEET, tokens=make_tokens(100), request=make_request(max_tokens=max_tokens)), 1, 0)
     assert load(subject).tokens == [expected, 0, 0]
+
+
+def test_a_computed_prompt_weighs_no_more() -> None:
+    """Once its blocks are stored the endpoint has the answer left to make, which counts only where that is asked for."""
+    subject = producer(add_estimated_output_tokens=True, output_ratio=0.5)
+    decision = decide(subject, make_cycle(FLEET, tokens=make_tokens(100)), 1, 0)
+    assert load(subject).tokens == [150, 0, 0]
+    subject.prefill_ended(decision.id, FLEET[1].id, 1.0)
+    assert load(subject).tokens == [150, 0, 0]
+    for _ in range(2):
+        subject.prefill_ended(decision.id, FLEET[0].id, 1.0)
+        assert (load(subject).requests, load(subject).tokens) == ([1, 0, 0], [50, 0, 0])
+    end(subject, decision)
+    assert (load(subject).requests, load(subject).tokens) == ([0, 0, 0], [0, 0, 0])
+    subject.prefill_ended(decision.id, FLEET[0].id, 2.0)
+    assert load(subject).tokens == [0, 0, 0]

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from epp.domain import Decision, DecisionId, EndpointId, ProfileResult, TokenizedRequest, TokenState
+from epp.domain import Decision, DecisionId, EndCause, EndpointId, ProfileResult, RequestEnd, TokenizedRequest, TokenState
 from epp.plugins.producers.precise_prefix_cache import PrecisePrefixCacheParams, PrecisePrefixCacheProducer, TokenProcessorConfig
 from epp.scheduling.interfaces import Cycle, PrefixHits, prefix_match_key
 from epp.scheduling.params import Duration
@@ -29,6 +29,8 @@ class Index:
     tokens: list[int]
     asked: list[tuple[Sequence[EndpointId], float]] = field(default_factory=list)
     speculated: list[tuple[EndpointId, float]] = field(default_factory=list)
+    predicted: list[tuple[EndpointId, DecisionId, float]] = field(default_factory=list)
+    over: list[DecisionId] = field(default_factory=list)
 
     def match(self, tokens: TokenizedRequest, endpoints: Sequence[EndpointId], now: float) -> Hits:
         self.asked.append((list(endpoints), now))
@@ -36,6 +38,12 @@ class Index:
 
     def speculate(self, hits: PrefixHits, endpoint: EndpointId, until: float) -> None:
         self.speculated.append((endpoint, until))
+
+    def predict(self, hits: PrefixHits, endpoint: EndpointId, decision_id: DecisionId, model: str, now: float, ttl_s: float) -> None:
+        self.predicted.append((endpoint, decision_id, ttl_s))
+
+    def answer_ended(self, decision_id: DecisionId) -> None:
+        self.over.append(decision_id)
 
 
 def producer(index: Index, **params: Any) -> PrecisePrefixCacheProducer:
@@ -102,3 +110,26 @@ def test_the_chosen_endpoint_counts_as_holding_the_prompt(
     subject.produce(cycle)
     decide(subject, cycle, *profiles)
     assert index.speculated == speculated
+
+
+@pytest.mark.parametrize(
+    ("params", "profiles", "predicted"),
+    [
+        ({}, ["default"], (FLEET[0].id, "d", 0.0)),
+        ({"speculative_indexing": True}, ["default"], (FLEET[0].id, "d", 2.0)),
+        ({}, ["decode", "prefill"], (FLEET[1].id, "d", 0.0)),
+    ],
+    ids=["not speculated", "speculated", "prefilled elsewhere"],
+)
+def test_what_the_computing_endpoint_stores_is_held_against_the_decision(
+    params: dict[str, Any], profiles: list[str], predicted: tuple[EndpointId, str, float]
+) -> None:
+    """With or without speculation; until the answer ends."""
+    index = Index([0] * len(FLEET))
+    subject, cycle = producer(index, **params), make_cycle(FLEET, tokens=make_tokens(64))
+    subject.produce(cycle)
+    decide(subject, cycle, *profiles)
+    assert index.predicted == [predicted]
+    results = {"p": ProfileResult("p", FLEET, [], [], [FLEET[0]])}
+    subject.ended(Decision(DecisionId("d"), "r", results["p"], results, None, None), RequestEnd(DecisionId("d"), EndCause.FINISHED))
+    assert index.over == ["d"]

@@ -1,0 +1,246 @@
+"""The parity monitor: an alarm within 20 requests where our tokens are not the engine's, none where they are."""
+
+import itertools
+import random
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import pytest
+
+from epp.domain import DecisionId, EndpointId, TokenizedRequest, TokenState
+from epp.kvcache.events import AllCleared, Batch
+from epp.kvcache.index import PrefixIndex
+from epp.kvcache.parity import ParityMonitor
+from epp.kvcache.predictions import SETTLE_S, Predictions
+from epp.reporter import Reporter
+from tests.unit.kvcache.engine import Engine
+
+PODS = [EndpointId("ns/a"), EndpointId("ns/b")]
+SYSTEM = list(range(1000, 1070))
+
+
+@dataclass
+class Recorder(Reporter):
+    """What the monitor told."""
+
+    verdicts: Counter[str] = field(default_factory=Counter)
+    lost: list[tuple[str, tuple[EndpointId, ...], str]] = field(default_factory=list)
+    restored: list[str] = field(default_factory=list)
+
+    def parity_settled(self, endpoint: EndpointId, model: str, verdict: str) -> None:
+        self.verdicts[verdict] += 1
+
+    def parity_lost(self, model: str, endpoints: Sequence[EndpointId], cause: str, contradicted: int, of: int) -> None:
+        self.lost.append((model, tuple(endpoints), cause))
+
+    def parity_restored(self, model: str) -> None:
+        self.restored.append(model)
+
+
+class Fleet:
+    """Two engines, an index, and a clock that is told the time."""
+
+    def __init__(self, *, capacity: int = 10_000, engine_block_size: int = 16) -> None:
+        self.now = 0.0
+        self.told = Recorder()
+        self.prefills: list[tuple[DecisionId, EndpointId, float]] = []
+        predictions = Predictions(
+            lambda: self.now,
+            settled=ParityMonitor(self.told).settled,
+            prefill_ended=lambda decision, endpoint, now, _: self.prefills.append((decision, endpoint, now)),
+        )
+        self.index = PrefixIndex(Reporter(), default_block_size=16, predictions=predictions)
+        self.engines = {
+            pod: Engine(self._publisher(pod), capacity=capacity, block_size=engine_block_size, seed=i) for i, pod in enumerate(PODS)
+        }
+        self._ids = map(str, itertools.count())
+
+    def _publisher(self, pod: EndpointId) -> Callable[[Batch], None]:
+        return lambda batch: self.index.apply(pod, 0, batch)
+
+    def decide(
+        self, tokens: Sequence[int], pod: EndpointId, *, lora: str | None = None, salt: str | None = None, ttl_s: float = 0.0
+    ) -> DecisionId:
+        """A request with these tokens, as we take them to be, goes to a pod."""
+        decision = DecisionId(next(self._ids))
+        hits = self.index.match(TokenizedRequest(TokenState.EXACT, [list(tokens)], lora=lora, cache_salt=salt), PODS, self.now)
+        if ttl_s:
+            self.index.speculate(hits, pod, self.now + ttl_s)
+        self.index.predict(hits, pod, decision, "m", self.now, ttl_s)
+        return decision
+
+    def end(self, *decisions: DecisionId) -> None:
+        """Their answers end, and time passes."""
+        for decision in decisions:
+            self.index.answer_ended(decision)
+        self.now += SETTLE_S + 0.1
+        self.index.sweep(self.now)
+
+
+def chat(rng: random.Random, length: int = 120) -> list[int]:
+    """A system prompt that many share, and what one user says."""
+    return [*SYSTEM, *(rng.randrange(5000, 90_000) for _ in range(length))]
+
+
+@pytest.mark.parametrize(
+    ("engines_view", "cause"),
+    [
+        (lambda ours: ([77, 78, 79, *ours[5:-3], 80], None, None), "chat template or tokenizer"),
+        (lambda ours: ([*ours[:90], 81, *ours[90:]], None, None), "chat template or tokenizer: prompts differ from token 90 on"),
+        (lambda ours: ([*ours[:64], *(token + 1 for token in ours[64:])], None, None), "prompts differ from token 64 on"),
+        (lambda ours: ([1, *ours], None, None), "beginning-of-sequence token"),
+        (lambda ours: (ours[1:], None, None), "beginning-of-sequence token"),
+        (lambda ours: (ours, "other", None), "LoRA name"),
+        (lambda ours: (ours, None, "pepper"), "cache salt"),
+    ],
+    ids=["header", "in the middle", "after a block", "BOS missing", "BOS too much", "LoRA", "salt"],
+)
+def test_wrong_tokens_are_noticed_within_20_requests(
+    engines_view: Callable[[list[int]], tuple[list[int], str | None, str | None]], cause: str
+) -> None:
+    """One alarm, which names the pods and the cause."""
+    fleet, rng = Fleet(), random.Random(1)
+    for number in range(20):
+        ours = chat(rng)
+        pod = PODS[number % 2]
+        decision = fleet.decide(ours, pod, ttl_s=2.0)
+        tokens, lora, salt = engines_view(ours)
+        fleet.engines[pod].run(tokens, [rng.randrange(90_000) for _ in range(30)], lora=lora, salt=salt)
+        fleet.end(decision)
+    assert len(fleet.told.lost) == 1
+    model, pods, said = fleet.told.lost[0]
+    assert (model, set(pods)) == ("m", set(PODS))
+    assert cause in said
+
+
+def test_an_engine_with_another_block_size_than_configured_is_no_mystery() -> None:
+    """Until its first event tells, the configured size is expected; then its own."""
+    fleet, rng = Fleet(engine_block_size=32), random.Random(1)
+    for _ in range(20):
+        ours = chat(rng)
+        decision = fleet.decide(ours, PODS[0])
+        fleet.engines[PODS[0]].run(ours)
+        fleet.end(decision)
+    assert not fleet.told.lost
+    assert fleet.told.verdicts == {"confirmed": 19, "contradicted": 1}
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("capacity", [10_000, 300], ids=["roomy", "evicting"])
+def test_no_alarm_in_2000_healthy_requests(seed: int, capacity: int) -> None:
+    """With decode blocks, duplicates, eviction, requests in any order at a time, repeated prompts, and a tenth of the traffic past us."""
+    fleet, rng = Fleet(capacity=capacity), random.Random(seed)
+    known = [chat(rng, rng.randrange(10, 200)) for _ in range(30)]
+    under_way: list[tuple[DecisionId | None, EndpointId, list[int]]] = []
+    for _ in range(2000):
+        prompt = rng.choice(known) + [rng.randrange(90_000) for _ in range(rng.choice([0, 20, 60]))] if rng.random() < 0.7 else chat(rng)
+        pod = rng.choice(PODS)
+        bypasses = rng.random() < 0.1
+        under_way.append((None if bypasses else fleet.decide(prompt, pod, ttl_s=2.0), pod, prompt))
+        while len(under_way) > rng.randrange(12):
+            decision, where, tokens = under_way.pop(rng.randrange(len(under_way)))
+            if decision is not None and rng.random() < 0.05:  # given up while it waited
+                fleet.end(decision)
+                continue
+            fleet.engines[where].run(tokens, [rng.randrange(90_000) for _ in range(rng.randrange(60))])
+            if rng.random() < 0.1:
+                fleet.engines[where].duplicate()
+            if decision is not None:
+                fleet.index.answer_ended(decision)
+        fleet.now += 0.05
+        fleet.index.sweep(fleet.now)
+    fleet.end()
+    assert fleet.told.lost == []
+    verdicts = fleet.told.verdicts
+    assert verdicts["contradicted"] <= verdicts.total() * 0.02
+    assert verdicts["confirmed"] >= verdicts.total() * 0.85
+
+
+def test_an_alarm_ends_when_tokens_are_right_again() -> None:
+    """The operator mended the template."""
+    fleet, rng = Fleet(), random.Random(1)
+    for number in range(80):
+        ours = chat(rng)
+        decision = fleet.decide(ours, PODS[0])
+        fleet.engines[PODS[0]].run([1, *ours] if number < 20 else ours)
+        fleet.end(decision)
+    assert (len(fleet.told.lost), fleet.told.restored) == (1, ["m"])
+
+
+def test_events_that_never_come_are_unseen() -> None:
+    """Lost events are no sign of wrong tokens."""
+    fleet = Fleet()
+    fleet.end(fleet.decide(chat(random.Random(1)), PODS[0]))
+    assert fleet.told.verdicts == {"unseen": 1}
+
+
+def test_a_restart_contradicts_nothing() -> None:
+    """What was expected of the engine is expected no more."""
+    fleet, ours = Fleet(), chat(random.Random(1))
+    decision = fleet.decide(ours, PODS[0])
+    fleet.index.apply(PODS[0], 0, Batch(None, events=[AllCleared()]))
+    fleet.engines[PODS[0]].run([1, *ours])
+    fleet.end(decision)
+    assert fleet.told.verdicts == {"unseen": 1}
+
+
+# --- the end of a prefill --------------------------------------------------------------------------------------------
+
+
+def test_the_last_full_block_ends_the_prefill() -> None:
+    """Told once, with the time; not by the blocks of the answer."""
+    fleet, ours = Fleet(), chat(random.Random(1))
+    decision = fleet.decide(ours, PODS[0])
+    fleet.now = 7.5
+    fleet.engines[PODS[0]].run(ours, range(100))
+    assert fleet.prefills == [(decision, PODS[0], 7.5)]
+
+
+def test_a_prompt_that_is_cached_whole_has_no_end_of_prefill() -> None:
+    """It stores nothing; the answer's end is the only sign."""
+    fleet, ours = Fleet(), chat(random.Random(1))
+    fleet.engines[PODS[0]].run(ours)
+    fleet.decide(ours, PODS[0])
+    fleet.engines[PODS[0]].run(ours)
+    assert fleet.prefills == []
+
+
+def test_requests_with_one_prefix_end_their_prefills_each() -> None:
+    """Two wait for the same blocks: both have what they need when these are stored."""
+    fleet, ours = Fleet(), chat(random.Random(1))
+    first, second = fleet.decide(ours, PODS[0]), fleet.decide([*ours, *range(40)], PODS[0])
+    fleet.engines[PODS[0]].run(ours)
+    assert [decision for decision, *_ in fleet.prefills] == [first]
+    fleet.engines[PODS[0]].run([*ours, *range(40)])
+    assert [decision for decision, *_ in fleet.prefills] == [first, second]
+
+
+def test_a_speculated_prefix_outlives_its_ttl_while_its_request_waits() -> None:
+    """Queues can last longer than two seconds; the next request with this prefix still follows it."""
+    fleet, ours = Fleet(), chat(random.Random(1))
+    decision = fleet.decide(ours, PODS[0], ttl_s=2.0)
+
+    def held() -> int:
+        return fleet.index.match(TokenizedRequest(TokenState.EXACT, [ours]), PODS, fleet.now).tokens[0]
+
+    for _ in range(20):
+        fleet.now += 0.9
+        fleet.index.sweep(fleet.now)
+        assert held() > 0
+    fleet.index.answer_ended(decision)
+    for _ in range(3):
+        fleet.now += 0.9
+        fleet.index.sweep(fleet.now)
+    assert held() == 0
+
+
+def test_a_speculated_prefix_that_was_computed_needs_no_speculation() -> None:
+    """Its events confirm it; when they say it is evicted, nothing keeps it."""
+    fleet, ours = Fleet(), chat(random.Random(1))
+    fleet.decide(ours, PODS[0], ttl_s=2.0)
+    fleet.engines[PODS[0]].run(ours)
+    fleet.now += 3.0
+    fleet.index.sweep(fleet.now)
+    fleet.index.clear(PODS[0])
+    assert fleet.index.match(TokenizedRequest(TokenState.EXACT, [ours]), PODS, fleet.now).tokens[0] == 0
