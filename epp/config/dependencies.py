@@ -1,8 +1,8 @@
 """Third step of loading.py: every datum somebody reads has a producer, and producers run after those they read (spec/plugins.md 1.7).
 
 Plugins are asked what they read and write through trial instances that hold an empty index. A missing producer is made
-with default parameters, transitively, where its type is built. Where llm-d would make an approximate prefix producer,
-which is not built, readers of prefix matches are bound to the precise one if it is declared.
+with default parameters, transitively, where its type is built. Where llm-d would make an approximate prefix producer, readers
+of prefix matches are bound to the precise one if that is declared.
 """
 
 from collections.abc import Sequence
@@ -72,11 +72,7 @@ def _make_default(draft: Draft, key: DataKey[Any], reader: Plugin, writers: dict
     elif default in draft.registry:
         draft.ensure(default)
     else:
-        remedy = ""
-        if isinstance(reader.params, ReadsPrefixMatches):
-            remedy = "; declare a precise-prefix-cache-producer and name it as prefixMatchInfoProducerName"
-        message = f"{reader.name!r} reads {key.data} of {default!r}, which is {NOT_SUPPORTED_YET}{remedy}"
-        draft.problems.add(reader.place, message)
+        draft.problems.add(reader.place, f"{reader.name!r} reads {key.data} of {default!r}, which is {NOT_SUPPORTED_YET}")
 
 
 def _order(draft: Draft, reads: dict[str, list[DataKey[Any]]], writers: dict[DataKey[Any], str]) -> tuple[str, ...]:

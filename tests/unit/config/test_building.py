@@ -39,6 +39,12 @@ class Index:
     def speculate(self, hits: PrefixHits, endpoint: EndpointId, until: float) -> None:
         self.holders.add(endpoint)
 
+    def predict(self, hits: PrefixHits, endpoint: EndpointId, decision_id: DecisionId, model: str, now: float, ttl_s: float) -> None:
+        """Nothing is held against it."""
+
+    def answer_ended(self, decision_id: DecisionId) -> None:
+        """Nothing was."""
+
 
 def test_the_perf_configuration_schedules() -> None:
     """A second request with the same prompt follows the first one while that one's end gives the load back."""

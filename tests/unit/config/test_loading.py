@@ -43,9 +43,9 @@ def test_precise_sample() -> None:
     ]
     assert effective.precise_prefix is not None
     assert effective.precise_prefix.token_processor_config.unit == 64
-    assert effective.token_producer is not None
-    assert effective.token_producer.vllm is not None
-    assert effective.token_producer.vllm.url == "http://localhost:8000"
+    assert effective.token_producers
+    assert effective.token_producers[0].vllm is not None
+    assert effective.token_producers[0].vllm.url == "http://localhost:8000"
     (line,) = effective.warnings
     assert line.endswith("accepted, without effect here: plugins[6].parameters.indexerConfig.kvBlockIndexConfig.enableMetrics")
 
@@ -77,7 +77,7 @@ def test_off_cluster() -> None:
     assert effective.file_discovery is not None
     assert (effective.file_discovery.path, effective.file_discovery.watch_file) == ("/etc/epp/endpoints.yaml", True)
     assert effective.precise_prefix is None
-    assert effective.token_producer is None
+    assert not effective.token_producers
     assert effective.warnings == []
 
 
@@ -88,17 +88,20 @@ def test_common_omissions_are_mended_and_told() -> None:
     assert any("matches nothing: estimated tokens are not the engine's" in line for line in effective.warnings)
 
 
+def test_an_approximate_producer_is_made_where_nobody_declares_one() -> None:
+    """As llm-d does for whoever reads prefix matches without naming a producer."""
+    effective = config.load_file(CONFIGS / "approximate-prefix.yaml")
+    assert "approx-prefix-cache-producer" in effective.producers
+
+
 NOT_YET = {
-    "approximate-prefix": [
-        "'prefix-cache-scorer' reads PrefixCacheMatchInfo of 'approx-prefix-cache-producer', which is known, not supported"
-    ],
     "encode-prefill-decode": ["plugins[1].type: 'encode-filter'", "plugins[4].type: 'disagg-profile-handler'"],
     "engine-metrics": ["engineConfigs[0].customMetrics: known"],
     "flow-control": ["line 3: featureGates[0]: ", "line 6: plugins[1].type: 'round-robin-fairness-policy'", "line 10: flowControl: known"],
     "global-socket": ["plugins[1].parameters.kvEventsConfig.zmqEndpoint: 'tcp://0.0.0.0:5557' is known"],
     "gpu-attribute": ["plugins[0].type: 'dcgm-data-source'", "plugins[2].type: 'endpoint-attribute-filter'"],
     "lora-affinity": ["plugins[6].type: 'lora-affinity-scorer'"],
-    "prefill-decode": ["plugins[0].type: 'approx-prefix-cache-producer'", "plugins[3].type: 'prefill-filter'"],
+    "prefill-decode": ["plugins[3].type: 'prefill-filter'"],
 }
 
 
@@ -199,8 +202,7 @@ def test_the_token_backend_follows_what_is_given() -> None:
     """Exactly one backend: the given one, the folder that modelName is, or the estimate."""
 
     def backend(parameters: str) -> object:
-        found = load(TOKENS % parameters, "/m").token_producer
-        assert found is not None
+        found = load(TOKENS % parameters, "/m").token_producers[0]
         (only,) = [each for each in (found.local, found.vllm, found.estimate) if each is not None]
         return only
 
@@ -217,7 +219,7 @@ def test_template_settings_keep_their_values() -> None:
     """Free-form template arguments arrive as written."""
     found = load(
         TOKENS % "{local: {path: /m, defaultChatTemplateKwargs: {enable_thinking: false, n: [1]}, loraModules: [a, b]}}"
-    ).token_producer
+    ).token_producers[0]
     assert found is not None
     assert found.local is not None
     assert found.local.default_chat_template_kwargs == {"enable_thinking": False, "n": [1]}
@@ -235,7 +237,7 @@ def test_deprecated_names_are_accepted_and_told() -> None:
     """The old API group, the old token producer's name, a missing kind."""
     text = "apiVersion: inference.networking.x-k8s.io/v1alpha1\nplugins: [{type: tokenizer, parameters: {modelName: x, vllm: {}}}, {type: queue-scorer}]"
     effective = config.load(text, "c.yaml", REGISTRY)
-    assert effective.token_producer is not None
+    assert effective.token_producers
     assert [line.partition(": ")[2] for line in effective.warnings] == [
         "line 1: kind: is missing; taken as EndpointPickerConfig",
         "line 1: apiVersion: 'inference.networking.x-k8s.io/v1alpha1' is deprecated; use llm-d.ai/v1alpha1",

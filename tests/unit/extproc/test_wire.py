@@ -24,6 +24,7 @@ from epp.extproc.events import (
     Route,
 )
 
+MODES = ("request_body_mode", "response_body_mode")
 TEXT = st.text(max_size=40)
 HEADER_VALUES = st.one_of(st.binary(max_size=300), st.sampled_from([b"", b"\xff", b"x" * 127, b"x" * 128, b"x" * 20_000]))
 HEADERS = st.lists(st.builds(core_pb2.HeaderValue, key=TEXT, raw_value=HEADER_VALUES, value=st.sampled_from(["", "", "text"])), max_size=12)
@@ -61,8 +62,9 @@ def requests(draw: st.DrawFn) -> pb.ProcessingRequest:
     if draw(st.booleans()):
         message.attributes["envoy.filters.http.ext_proc"].update({"request.time": draw(TEXT), "source.address": draw(TEXT)})
     if draw(st.booleans()):
-        message.protocol_config.request_body_mode = draw(st.sampled_from([0, 1, 2, 3, 4, 5, 6, 300]))
-        message.protocol_config.response_body_mode = draw(st.sampled_from([0, 4, 5]))
+        modes = draw(st.tuples(st.sampled_from([0, 1, 2, 3, 4, 5, 6, 300]), st.sampled_from([0, 4, 5])))
+        for name, mode in zip(MODES, modes, strict=True):
+            setattr(message.protocol_config, name, mode)
     return message
 
 

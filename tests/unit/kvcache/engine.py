@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 from epp.domain import EngineHash
 from epp.kvcache.events import Batch, BlockRemoved, BlockStored, Event
-from epp.kvcache.keys import pack_tokens
+from epp.kvcache.keys import Extras, pack_tokens
 
 Content = tuple[str | None, str | None, tuple[int, ...]]
 
@@ -72,7 +72,7 @@ class Engine:
     def _stored(self, contents: Sequence[Content], parent: Content | None) -> BlockStored:
         lora, salt, tokens = contents[-1]
         begin = 0 if parent is None else len(parent[2])
-        extras = [(("salt", salt),), *[()] * (len(contents) - 1)] if salt and not begin else None
+        extras: list[Extras] | None = [(("salt", salt),), *[()] * (len(contents) - 1)] if salt and not begin else None
         return BlockStored(
             [self._all[content] for content in contents],
             None if parent is None else self._all[parent],
