@@ -38,7 +38,7 @@ test-newest: ## the recorded token ids and the template comparison, with the new
 	@grep -vE '^(transformers|tokenizers|huggingface_hub|safetensors)==' constraints.txt > $(NEWEST)/constraints.txt
 	@$(NEWEST)/bin/pip install -q --disable-pip-version-check --upgrade -c $(NEWEST)/constraints.txt -e '.[dev]' transformers
 	@$(NEWEST)/bin/python -c 'import importlib.metadata as m; print("transformers", m.version("transformers"))'
-	@$(NEWEST)/bin/pytest tests/integration/tokenization/test_recorded_vllm.py tests/integration/tokenization/test_differential.py
+	@$(NEWEST)/bin/pytest tests/integration/tokenization/test_recorded_vllm.py tests/integration/tokenization/test_differential.py tests/integration/tokenization/test_pieces.py
 
 VLLM := .tools/vllm
 $(VLLM)/.ready: tools/vllm/install.sh
@@ -48,6 +48,9 @@ $(VLLM)/.ready: tools/vllm/install.sh
 
 build/vllm-model/config.json: $(VLLM)/.ready tools/vllm/make_model.py
 	@HF_HUB_OFFLINE=1 $(VLLM)/bin/python tools/vllm/make_model.py build/vllm-model
+
+test-vllm: $(VENV)/.dev $(VLLM)/.ready ## token ids and refusals against a real vLLM, hundreds of generated requests (3 minutes)
+	@VLLM_HOME=$(CURDIR)/$(VLLM) $(BIN)/pytest --timeout 400 tests/vllm
 
 demo-vllm: $(VENV)/.base build/vllm-model/config.json ## two real vLLM engines on CPU behind Envoy and epp, beside plain round robin (6 minutes)
 	@$(BIN)/epp demo-vllm --vllm $(VLLM) --model build/vllm-model
@@ -86,4 +89,4 @@ h2spec: $(VENV)/.dev $(H2SPEC) ## the HTTP/2 conformance suite h2spec against th
 clean: ## remove the environment and everything built
 	rm -rf $(VENV) build .tools .mypy_cache .ruff_cache .hypothesis
 
-.PHONY: help demo test test-envoy test-demo test-newest demo-vllm bench check format proto envoy h2spec soak clean
+.PHONY: help demo test test-envoy test-demo test-newest test-vllm demo-vllm bench check format proto envoy h2spec soak clean

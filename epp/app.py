@@ -47,7 +47,7 @@ from epp.server.service import Service
 from epp.sources.file import FileDiscovery
 from epp.sources.kv_events import KvEventSource
 from epp.sources.metrics import MetricsScraper
-from epp.tokenization import Tokenization
+from epp.tokenization import Tokenization, Tokenizations
 
 logger = logging.getLogger(__name__)
 
@@ -252,13 +252,14 @@ class App:
         credentials = self._certificates.grpc_credentials() if self._certificates else None
         return GrpcServer(service, host=HOST, port=port, health_port=health_port, max_recv_message_bytes=max_message, tls=credentials)
 
-    def _make_tokenization(self) -> Tokenization | None:
-        params = self._config.token_producer
-        return (
-            None
-            if params is None
-            else Tokenization(params.model_name, parts.backend(params), known_loras=self._index.known_loras, executor=self._executor)
-        )
+    def _make_tokenization(self) -> Tokenizations | None:
+        producers = self._config.token_producers
+        # Which model an adapter on an endpoint is of, only a single model leaves no doubt about.
+        known_loras = self._index.known_loras if len(producers) == 1 else frozenset
+        models = [
+            Tokenization(params.model_name, parts.backend(params), known_loras=known_loras, executor=self._executor) for params in producers
+        ]
+        return Tokenizations(models) if models else None
 
     def _make_scraper(self) -> MetricsScraper | None:
         params = self._config.metrics_source

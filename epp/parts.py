@@ -55,7 +55,7 @@ def own_names() -> tuple[str, ...]:
 def backend(params: TokenProducerParams) -> Backend:
     """What the token-producer declares; exactly one of its backends is set."""
     if params.vllm is not None:
-        return RenderBackend(params.vllm.url, params.model_name, params.vllm.timeout, params.vllm.mm_timeout)
+        return RenderBackend(params.vllm.url, params.model_name, params.vllm.timeout, params.vllm.mm_timeout, params.vllm.mode)
     if params.local is None:
         return EstimateBackend()
     local = params.local
@@ -67,6 +67,7 @@ def backend(params: TokenProducerParams) -> Backend:
             content_format=local.content_format,
             default_chat_template_kwargs=local.default_chat_template_kwargs,
             exclude_tools_when_tool_choice_none=local.exclude_tools_when_tool_choice_none,
+            enable_auto_tool_choice=local.enable_auto_tool_choice,
             trust_request_chat_template=local.trust_request_chat_template,
             max_model_len=local.max_model_len,
             add_generation_prompt=local.add_generation_prompt,

@@ -92,9 +92,9 @@ class EffectiveConfig:
         return self._first(PrecisePrefixCacheParams)
 
     @property
-    def token_producer(self) -> TokenProducerParams | None:
-        """Where token ids come from, with exactly one backend; None: nothing needs them."""
-        return self._first(TokenProducerParams)
+    def token_producers(self) -> tuple[TokenProducerParams, ...]:
+        """Where token ids come from, one a model, each with exactly one backend; none: nothing needs them."""
+        return tuple(plugin.params for plugin in self.plugins.values() if isinstance(plugin.params, TokenProducerParams))
 
     def _params(self, name: str, kind: type[P]) -> P | None:
         params = self.plugins[name].params

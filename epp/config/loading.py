@@ -108,10 +108,17 @@ def _feature_gates(draft: Draft, gates: tuple[Node, ...], without_effect: list[s
 
 
 def _only_one(draft: Draft) -> None:
-    for kind, type_ in ((PrecisePrefixCacheParams, precise_prefix_cache.TYPE), (TokenProducerParams, token.TYPE)):
-        found = [plugin for plugin in draft.plugins.values() if isinstance(plugin.params, kind)]
-        if len(found) > 1:
-            draft.problems.add(found[1].place, f"more than one {type_} is {NOT_SUPPORTED_YET}; keep one")
+    found = [plugin for plugin in draft.plugins.values() if isinstance(plugin.params, PrecisePrefixCacheParams)]
+    if len(found) > 1:
+        draft.problems.add(found[1].place, f"more than one {precise_prefix_cache.TYPE} is {NOT_SUPPORTED_YET}; keep one")
+    models: set[str] = set()
+    for plugin in draft.plugins.values():
+        if isinstance(plugin.params, TokenProducerParams):
+            if plugin.params.model_name in models:
+                draft.problems.add(
+                    plugin.place, f"another {token.TYPE} has the modelName {plugin.params.model_name!r}; each needs one of its own"
+                )
+            models.add(plugin.params.model_name)
 
 
 def _tokens(draft: Draft, is_folder: Callable[[str], bool]) -> None:

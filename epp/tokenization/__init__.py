@@ -1,6 +1,6 @@
 """Shell: requests to token ids, exactly as vLLM makes them, or an honest "there are none".
 
-`Tokenization` is what the director asks; LocalTokenizer, RenderBackend and EstimateBackend are where its answers come from.
+`Tokenizations` is what the director asks, one `Tokenization` a model; LocalTokenizer, RenderBackend and EstimateBackend are where its answers come from.
 transformers is imported by one module only, prove.py, which runs in a child process at load.
 """
 
@@ -8,6 +8,7 @@ from epp.tokenization.absent import NoTokensError, Reason, TokenizerError
 from epp.tokenization.estimate import EstimateBackend
 from epp.tokenization.local import LocalTokenizer, LocalTokenizerConfig
 from epp.tokenization.render import RenderBackend
+from epp.tokenization.several import Tokenizations
 from epp.tokenization.tokenization import Tokenization
 from epp.tokenization.vocabularies import PACKAGES, materialise
 
@@ -20,6 +21,7 @@ __all__ = [
     "Reason",
     "RenderBackend",
     "Tokenization",
+    "Tokenizations",
     "TokenizerError",
     "materialise",
 ]

@@ -2,9 +2,24 @@
 
 from collections.abc import Awaitable, Sequence
 from concurrent.futures import Executor
+from dataclasses import dataclass
 from typing import Protocol
 
-from epp.domain import InferenceRequest, TokenIds
+from epp.domain import InferenceRequest, MediaSpan, TokenIds
+from epp.tokenization.absent import NoTokensError
+
+
+@dataclass(slots=True)
+class Prompts:
+    """What a backend knows of a request's prompts."""
+
+    ids: Sequence[TokenIds]
+    partial: NoTokensError | None = None
+    """Why the ids are exact only so far; None: they are all exact."""
+    exact: Sequence[int] | None = None
+    """Leading ids of each prompt that are exact; None: all."""
+    media: Sequence[Sequence[MediaSpan]] = ()
+    """Media of each prompt; empty: none."""
 
 
 class Backend(Protocol):
@@ -17,8 +32,8 @@ class Backend(Protocol):
     async def start(self, executor: Executor | None) -> None:
         """Load what is needed; `executor` runs what would block the loop. Raises TokenizerError: it will never work."""
 
-    def prompts(self, request: InferenceRequest) -> Sequence[TokenIds] | Awaitable[Sequence[TokenIds]]:
-        """Exact ids of each prompt of a chat or completions request with a readable body; to be awaited where they take time.
+    def prompts(self, request: InferenceRequest) -> Prompts | Awaitable[Prompts]:
+        """Ids of each prompt of a request with a readable body; to be awaited where they take time.
 
         Raises NoTokensError, here or there.
         """

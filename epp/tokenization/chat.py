@@ -1,26 +1,29 @@
-"""A chat request to token ids: everything vLLM does between the request and the tokenizer (spec/kv.md 4.3).
+"""A conversation to token ids: everything vLLM does between a chat and the tokenizer (spec/kv.md 4.3).
 
-Order of steps as in the engine: tools, template arguments, template, content format, messages, rendering, encoding. Pure
+Three APIs bring conversations, each in its own spelling (chat_completions, anthropic, responses); here they are all one
+`Chat`. Order of steps as in the engine: template arguments, template, content format, messages, rendering, encoding. Pure
 but for the local date that a template may ask for; called once a request.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from array import array
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from os.path import commonprefix
 from typing import Final
 
+from epp.domain import TokenIds
 from epp.tokenization.absent import NoTokensError, Reason, refused
 from epp.tokenization.completions import checked_ids
 from epp.tokenization.content_format import ContentFormat
 from epp.tokenization.encoder import Encoder
-from epp.tokenization.lax import bool_field, choice_field, int_field, object_field
-from epp.tokenization.limits import limits_of
-from epp.tokenization.messages import check_messages, conversation, has_media, without_developer_role
-from epp.tokenization.template import ChatTemplate, compiled
-from epp.tokenization.tools import tools_of
+from epp.tokenization.limits import Limits
+from epp.tokenization.messages import Accepted, conversation, has_media, without_developer_role, without_media
+from epp.tokenization.template import STEPS, ChatTemplate, compiled
 
 Fields = Mapping[str, object]
 
-_EFFORTS: Final = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
+# Stand for media; private characters, so that nothing in a template is equal to them.
+_STAND_INS: Final = ("\ue000", "\ue001")
 # "Nothing said" in the engine's merging of template arguments.
 _UNSET: Final = (None, "auto")
 # Arguments of the engine's own functions: a request that names one of them breaks the call.
@@ -40,6 +43,9 @@ _NOT_VARIABLES: Final = _SWALLOWED | {
 class ChatSettings:
     """What the server's flags and the model folder contribute (spec/kv.md 8.18)."""
 
+    max_model_len: int | None = None
+    """Context length in tokens; None: not known."""
+
     own_template: str | None = None
     """--chat-template: stands above the model's."""
     model_template: str | Mapping[str, str] | None = None
@@ -51,82 +57,109 @@ class ChatSettings:
     """None: read off the template."""
     default_kwargs: Fields = field(default_factory=dict)
     exclude_tools_when_choice_none: bool = False
+    auto_tool_choice: bool | None = None
+    """--enable-auto-tool-choice with a --tool-call-parser: without, the engine refuses chats that may call tools. None: not known."""
     trust_request_template: bool = False
     add_generation_prompt: bool = True
     """What a request means that does not say."""
+
+    def sources(self) -> list[str]:
+        """The text of every template that may apply."""
+        models = self.model_template.values() if isinstance(self.model_template, Mapping) else [self.model_template]
+        return [source for source in (self.own_template, self.processor_template, *models) if source is not None]
+
+
+@dataclass(slots=True)
+class Chat:
+    """One conversation, whatever API it came by, checked as far as that API checks it."""
+
+    messages: Sequence[Accepted]
+    tools: list[Fields] | None
+    """As the template sees them; None: there are none."""
+    limits: Limits
+    template: str | None = None
+    """The request's own."""
+    kwargs: Fields = field(default_factory=dict)
+    """The request's chat_template_kwargs."""
+    fields: Fields = field(default_factory=dict)
+    """The template arguments that are fields of their own in the API; they win over `kwargs`. None and "auto" say nothing."""
+    add_special_tokens: bool = False
+    transfer: Fields | None = None
+    """kv_transfer_params, where they count: they may hold the ids a prefill stage forwarded (spec/kv.md 4.5)."""
+    steps: int = STEPS
+    """What the template may spend."""
 
 
 class ChatRenderer:
     """Renders the chats of one model. Immutable, thread-safe."""
 
-    def __init__(self, settings: ChatSettings, encoder: Encoder, max_model_len: int | None) -> None:
-        self._settings = settings
+    def __init__(self, settings: ChatSettings, encoder: Encoder) -> None:
+        self.settings = settings
         self._encoder = encoder
-        self._max_model_len = max_model_len
 
-    def token_ids(self, body: Fields) -> list[int]:
+    def token_ids(self, chat: Chat) -> TokenIds:
         """Token ids of the conversation. Raises NoTokensError."""
-        check_cache_salt(body.get("cache_salt"))
-        tools = tools_of(body, exclude_when_choice_none=self._settings.exclude_tools_when_choice_none)
-        add_special_tokens = bool_field(body, "add_special_tokens", default=False)
-        arguments = self._arguments(body, tools)
-        limits = limits_of(body, lambda: _max_output(body), self._max_model_len)
-        if (reused := self._reused_ids(body)) is not None:
-            check_messages(body.get("messages"))
+        arguments = self._arguments(chat)
+        if (reused := self._reused_ids(chat)) is not None:
             return reused
-        text = self._text(body, arguments)
+        text = self._text(chat, arguments)
         if arguments.get("tokenize"):
-            return limits.cut(self._encoder.encode(text))
-        return limits.encode(self._encoder, text, add_special_tokens=add_special_tokens)
+            return chat.limits.cut(self._encoder.encode(text))
+        return chat.limits.encode(self._encoder, text, add_special_tokens=chat.add_special_tokens)
 
-    def text(self, body: Fields) -> str:
+    def ids_before_media(self, chat: Chat) -> TokenIds:
+        """Exact ids of the beginning of a conversation with media, up to some place in front of the first; maybe none.
+
+        Rendered with media as the template sees them, and with two texts in their place, the prompts are equal up to the first medium at
+        most, and what is equal does not depend on what the engine puts there. It is encoded up to its last isolated token: beyond, ids
+        depend on what follows (pieces.py). Raises NoTokensError where the engine refuses the rest of the request, or cuts it from the left.
+        """
+        if chat.limits.keep is not None:
+            raise NoTokensError(Reason.MULTIMODAL, "the prompt holds media and is cut to a length")
+        arguments = self._arguments(chat)
+        texts = [self._text(replace(chat, messages=without_media(chat.messages, stand_in)), arguments) for stand_in in _STAND_INS]
+        if self._format(chat, arguments.get("tools")) == "openai":
+            texts.append(self._text(chat, arguments, media=True))
+        common = commonprefix(texts)  # noqa: RUF071 - character by character is what is wanted
+        ids = self._encoder.encode(common[: self._encoder.pieces.last_cut(common)])
+        return array("I", [*self._encoder.prefix, *ids]) if chat.add_special_tokens else ids
+
+    def text(self, chat: Chat) -> str:
         """The rendered prompt. Raises NoTokensError."""
-        tools = tools_of(body, exclude_when_choice_none=self._settings.exclude_tools_when_choice_none)
-        return self._text(body, self._arguments(body, tools))
+        return self._text(chat, self._arguments(chat))
 
-    def _text(self, body: Fields, arguments: Fields) -> str:
+    def _format(self, chat: Chat, tools: object) -> ContentFormat:
+        """That of the template the request or the server names, also where the arguments name another."""
+        return self.settings.content_format or self.template(chat.template or self.settings.own_template, tools).content_format
+
+    def _text(self, chat: Chat, arguments: Fields, *, media: bool = False) -> str:
         self._check(arguments)
         tools, documents = _objects(arguments, "tools"), _objects(arguments, "documents")
-        given = body.get("chat_template") or self._settings.own_template
-        # The content format is that of the template the request or the server names, also where the arguments name another.
-        template = self._template(given, tools)
-        content_format = self._settings.content_format or template.content_format
-        if (other := given or arguments.get("chat_template")) is not given:
-            template = self._template(other, tools)
-        messages = conversation(body.get("messages"), content_format)
+        template = self.template(chat.template or self.settings.own_template or arguments.get("chat_template"), tools)
+        messages = conversation(chat.messages, self._format(chat, tools), media=media)
         return template.render(
             messages if template.knows_developer else without_developer_role(messages),
             tools=tools,
             documents=documents,
             add_generation_prompt=bool(arguments.get("add_generation_prompt")),
             continue_final_message=bool(arguments.get("continue_final_message")),
+            steps=chat.steps,
             variables={
-                **self._settings.special_tokens,
+                **self.settings.special_tokens,
                 **{k: v for k, v in arguments.items() if k in template.variables and k not in _NOT_VARIABLES},
             },
         )
 
-    def _arguments(self, body: Fields, tools: list[Fields] | None) -> dict[str, object]:
-        """What the engine calls the template with: defaults, then the request's kwargs, then its top-level fields."""
-        kwargs = object_field(body, "chat_template_kwargs") or {}
-        template = body.get("chat_template")
-        if template is not None and not isinstance(template, str):
-            raise refused("chat_template must be a string")
-        if not self._settings.trust_request_template and (template is not None or kwargs.get("chat_template") is not None):
+    def _arguments(self, chat: Chat) -> dict[str, object]:
+        """What the engine calls the template with: defaults, then the request's kwargs, then its own fields."""
+        kwargs = chat.kwargs
+        if not self.settings.trust_request_template and (chat.template is not None or kwargs.get("chat_template") is not None):
             raise refused("chat_template in the request needs --trust-request-chat-template")
-        if body.get("continue_final_message") and body.get("add_generation_prompt"):
-            raise refused("continue_final_message and add_generation_prompt are both set")
-        effort = choice_field(body, "reasoning_effort", _EFFORTS)
-        own: dict[str, object] = {
-            "add_generation_prompt": bool_field(body, "add_generation_prompt", default=self._settings.add_generation_prompt),
-            "continue_final_message": bool_field(body, "continue_final_message", default=False),
-            "documents": _documents(body.get("documents")),
-            "reasoning_effort": effort,
-        }
+        said = {**kwargs, **{key: value for key, value in chat.fields.items() if value not in _UNSET}}
+        effort = chat.fields.get("reasoning_effort")
         if effort is not None and "enable_thinking" not in kwargs:
-            own["enable_thinking"] = effort != "none"
-        said = {**kwargs, **{key: value for key, value in own.items() if value not in _UNSET}}
-        arguments = {**self._settings.default_kwargs, **({} if tools is None else {"tools": tools})}
+            said["enable_thinking"] = effort != "none"
+        arguments = {**self.settings.default_kwargs, **({} if chat.tools is None else {"tools": chat.tools})}
         arguments.update((key, value) for key, value in said.items() if value not in _UNSET)
         return arguments
 
@@ -140,13 +173,13 @@ class ChatRenderer:
         if arguments.get("tokenize") and _SWALLOWED.intersection(arguments):
             raise NoTokensError(Reason.UNSUPPORTED, "chat_template_kwargs that steer the tokenizer")
 
-    def _template(self, given: object, tools: object) -> ChatTemplate:
-        """The template that applies (spec/kv.md 4.3.4)."""
-        named = self._settings.model_template
+    def template(self, given: object, tools: object) -> ChatTemplate:
+        """The template that applies where the request or the server names `given` (spec/kv.md 4.3.4). Raises NoTokensError."""
+        named = self.settings.model_template
         if isinstance(given, str):
             source: str | None = named.get(given, given) if isinstance(named, Mapping) else given
-        elif tools is None and self._settings.processor_template is not None:
-            source = self._settings.processor_template
+        elif tools is None and self.settings.processor_template is not None:
+            source = self.settings.processor_template
         elif isinstance(named, Mapping):
             source = named.get("tool_use", named.get("default")) if tools is not None else named.get("default")
         else:
@@ -155,11 +188,10 @@ class ChatRenderer:
             raise refused("the model has no chat template")
         return compiled(source)
 
-    def _reused_ids(self, body: Fields) -> list[int] | None:
+    def _reused_ids(self, chat: Chat) -> TokenIds | None:
         """Ids a prefill stage forwarded, which replace the rendering (spec/kv.md 4.5)."""
-        transfer = object_field(body, "kv_transfer_params")
-        ids = transfer.get("prompt_token_ids") if transfer else None
-        if bool_field(body, "echo", default=False) or ids is None or has_media(body.get("messages")):
+        ids = chat.transfer.get("prompt_token_ids") if chat.transfer else None
+        if ids is None or has_media([message for message, _ in chat.messages]):
             return None
         if not isinstance(ids, list) or not ids or any(type(member) is not int for member in ids):
             raise refused("kv_transfer_params.prompt_token_ids must be a list of token ids")
@@ -172,21 +204,6 @@ def check_cache_salt(salt: object) -> None:
         return
     if not isinstance(salt, str) or not 0 < len(salt) <= 128 or any(character in salt for character in "@/\\\0"):
         raise refused("cache_salt must have 1 to 128 characters, none of them '@', '/', '\\' or NUL")
-
-
-def _max_output(body: Fields) -> int | None:
-    newer = int_field(body, "max_completion_tokens")
-    return int_field(body, "max_tokens") if newer is None else newer
-
-
-def _documents(documents: object) -> object:
-    if documents is None:
-        return None
-    if not isinstance(documents, list) or not all(
-        isinstance(document, dict) and all(isinstance(value, str) for value in document.values()) for document in documents
-    ):
-        raise refused("documents must be a list of objects with string values")
-    return documents
 
 
 def _objects(arguments: Fields, name: str) -> list[object] | None:

@@ -5,13 +5,14 @@ Each prompt is an independent request to the engine; their order is kept. Pure; 
 
 from collections.abc import Mapping, Sequence
 
+from epp.domain import TokenIds
 from epp.tokenization.absent import NoTokensError, Reason, refused
 from epp.tokenization.encoder import Encoder
 from epp.tokenization.lax import as_int, bool_field, int_field
 from epp.tokenization.limits import limits_of
 
 
-def completion_prompts(body: Mapping[str, object], encoder: Encoder, max_model_len: int | None) -> list[list[int]]:
+def completion_prompts(body: Mapping[str, object], encoder: Encoder, max_model_len: int | None) -> list[TokenIds]:
     """Token ids of each prompt. Raises NoTokensError."""
     if body.get("prompt_embeds"):
         raise NoTokensError(Reason.PROMPT_EMBEDS, "the prompt is given as embeddings")
@@ -37,11 +38,11 @@ def prompts_of(prompt: object) -> Sequence[str | list[int]]:
     if all(isinstance(member, str) for member in prompt):
         return prompt
     if all(isinstance(member, list) for member in prompt):
-        return [_ids(member) for member in prompt]
-    return [_ids(prompt)]
+        return [ids_of(member) for member in prompt]
+    return [ids_of(prompt)]
 
 
-def _ids(members: list[object]) -> list[int]:
+def ids_of(members: list[object]) -> list[int]:
     """Token ids; whatever pydantic reads as integers (true, 1.0, "1") is one."""
     ids = [member if type(member) is int else as_int(member) for member in members]
     numbers = [number for number in ids if number is not None and number >= 0]
@@ -50,7 +51,7 @@ def _ids(members: list[object]) -> list[int]:
     return numbers
 
 
-def checked_ids(ids: list[int], encoder: Encoder) -> list[int]:
+def checked_ids(ids: TokenIds, encoder: Encoder) -> TokenIds:
     """The ids, if the engine has all of them in its vocabulary."""
     if ids and (min(ids) < 0 or max(ids) > encoder.max_token_id):
         raise refused("a token id is out of vocabulary")

@@ -5,11 +5,15 @@ model folder (it replaces pre-tokenizers by model type), which is what the engin
 Special tokens that encoding adds are always a fixed prefix and suffix; the proof at load checks that (prove.py).
 """
 
+import os
+from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from epp.tokenization.absent import refused
+from epp.tokenization.pieces import Pieces
 
 
 class _Encoding(Protocol):
@@ -36,12 +40,16 @@ class Encoder:
     max_chars_per_token: int
     max_token_id: int
     """Largest id the engine accepts."""
+    pieces: Pieces
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str) -> "array[int]":
         """Ids of the text itself. Releases the GIL for most of the work. Raises NoTokensError for half surrogate pairs.
 
         They get here through the JSON inside tool-call arguments; the engine's tokenizer does not take them either.
         """
+        return self.pieces.encode(text, self._encode)
+
+    def _encode(self, text: str) -> Sequence[int]:
         try:
             return self.tokenizer.encode(text, add_special_tokens=False).ids
         except (UnicodeEncodeError, TypeError):
@@ -49,7 +57,11 @@ class Encoder:
 
 
 def load_fastokens(tokenizer_json: Path) -> FastTokenizer:
-    """A tenth of the CPU of tokenizers. Imported here, because a process that renders remotely needs neither."""
+    """A tenth of the CPU of tokenizers. Imported here, because a process that renders remotely needs neither.
+
+    One thread each: those it would start beside the caller's spin for work, and hold 80 MB of words between them.
+    """
+    os.environ.setdefault("FASTOKENS_BPE_THREADS", "1")
     from fastokens import Tokenizer  # noqa: PLC0415 - see above
 
     tokenizer: FastTokenizer = Tokenizer.from_file(str(tokenizer_json))

@@ -3,11 +3,11 @@
 Estimated ids would never match a block of an engine, so none are given (spec/kv.md 8.16).
 """
 
-from collections.abc import Sequence
 from concurrent.futures import Executor
 
-from epp.domain import InferenceRequest, TokenIds
+from epp.domain import InferenceRequest
 from epp.tokenization.absent import NoTokensError, Reason
+from epp.tokenization.backend import Prompts
 
 
 class EstimateBackend:
@@ -18,7 +18,7 @@ class EstimateBackend:
     async def start(self, executor: Executor | None) -> None:
         """Nothing to load."""
 
-    async def prompts(self, request: InferenceRequest) -> Sequence[TokenIds]:
+    def prompts(self, request: InferenceRequest) -> Prompts:
         """Raises NoTokensError."""
         raise NoTokensError(Reason.ESTIMATE, "token-producer has no exact backend configured")
 

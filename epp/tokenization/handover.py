@@ -21,6 +21,10 @@ EFFECTIVE_TOKENIZER = "effective-tokenizer.json"
 """Name of the tokenizer file the child writes into its output folder."""
 
 
+MISTRAL = "mistral_common"
+"""Stands for the model type where the folder has a tokenizer of that library, which vLLM prefers."""
+
+
 class Handover(msgspec.Struct, frozen=True):
     """Everything the serving process needs of a model folder."""
 
@@ -36,6 +40,8 @@ class Handover(msgspec.Struct, frozen=True):
     suffix: tuple[int, ...]
     max_chars_per_token: int
     max_token_id: int
+    isolated: tuple[str, ...]
+    """Tokens a text may be cut in front of, proven on the corpus (pieces.py)."""
     fastokens_differs: str | None
     """Where fastokens gives other ids than transformers; None: proven equal on the corpus."""
     template_differs: str | None

@@ -4,9 +4,11 @@ The engine cuts on the left unless told otherwise, which destroys prefix reuse b
 prompt.
 """
 
+from array import array
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from epp.domain import TokenIds
 from epp.tokenization.absent import NoTokensError, Reason, refused
 from epp.tokenization.encoder import Encoder
 from epp.tokenization.lax import choice_field, int_field
@@ -22,20 +24,20 @@ class Limits:
     """The side that is cut off; None: nobody said, so the left one."""
     max_model_len: int | None
 
-    def encode(self, encoder: Encoder, text: str, *, add_special_tokens: bool) -> list[int]:
+    def encode(self, encoder: Encoder, text: str, *, add_special_tokens: bool) -> TokenIds:
         """Ids of a text. Raises NoTokensError where the engine refuses its length."""
         if self.max_model_len is not None:
             text = self._cut_text(text, self.max_model_len * encoder.max_chars_per_token)
-        ids = encoder.encode(text)
+        ids: TokenIds = encoder.encode(text)
         if add_special_tokens:
             if self.keep is not None and self.side is None:
                 # Cut by the tokenizer itself, which leaves room for its special tokens.
                 room = self.keep - len(encoder.prefix) - len(encoder.suffix)
                 ids = _last(ids, room) if room >= 0 else ids
-            ids = [*encoder.prefix, *ids, *encoder.suffix]
+            ids = array("I", [*encoder.prefix, *ids, *encoder.suffix]) if encoder.prefix or encoder.suffix else ids
         return self.cut(ids)
 
-    def cut(self, ids: list[int]) -> list[int]:
+    def cut(self, ids: TokenIds) -> TokenIds:
         """The ids the engine keeps. Raises NoTokensError where it refuses their number."""
         if self.keep is not None and self.keep < len(ids):
             ids = ids[: self.keep] if self.side == "right" else _last(ids, self.keep)
@@ -55,7 +57,7 @@ class Limits:
         return text[:max_chars] if self.side == "right" else text[-max_chars:]
 
 
-def _last(ids: list[int], count: int) -> list[int]:
+def _last(ids: TokenIds, count: int) -> TokenIds:
     return ids[len(ids) - count :] if count < len(ids) else ids
 
 

@@ -1,4 +1,4 @@
-"""Token ids computed here: a chat template and a fast tokenizer, proven equal to transformers at load (architecture decision 7).
+"""Token ids computed here: a chat template and a fast tokenizer, proven equal to transformers at load (architecture decision 6).
 
 Loading asks a child process that imports transformers (handover.py); this process never does. Short prompts are
 rendered and encoded on the event loop, long ones, and those that bring their own template, in the executor: encoding releases
@@ -8,30 +8,57 @@ the GIL. Everything is immutable after `start`.
 import asyncio
 import logging
 import tempfile
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal
 
-from epp.domain import Api, InferenceRequest, TokenIds
+import msgspec
+
+from epp.domain import Api, InferenceRequest
 from epp.errors import ConfigError
 from epp.tokenization.absent import NoTokensError, Reason, TokenizerError
-from epp.tokenization.chat import ChatRenderer, ChatSettings, check_cache_salt
+from epp.tokenization.anthropic import Manners, manners, read_messages
+from epp.tokenization.backend import Prompts
+from epp.tokenization.chat import Chat, ChatRenderer, ChatSettings, check_cache_salt
+from epp.tokenization.chat_completions import read_chat
 from epp.tokenization.completions import completion_prompts
 from epp.tokenization.encoder import Encoder, load_fastokens, load_tokenizers
-from epp.tokenization.handover import EFFECTIVE_TOKENIZER, Handover, prove
-from epp.tokenization.template import compiled
+from epp.tokenization.flight import SingleFlight
+from epp.tokenization.generate import generate_prompts
+from epp.tokenization.handover import EFFECTIVE_TOKENIZER, MISTRAL, Handover, prove
+from epp.tokenization.pieces import Pieces
+from epp.tokenization.responses import read_responses
+from epp.tokenization.template import STEPS, TooManyStepsError, compiled
 from epp.tokenization.vocabularies import PACKAGES, materialise
 
 _log = logging.getLogger(__name__)
 
-# Bodies up to this size are tokenized on the event loop: an executor round trip costs more than they do.
-INLINE_BYTES: Final = 16 * 1024
+# Bodies up to this size are tokenized on the event loop, in 2 ms at most: where their prefix was seen, an executor round trip costs more.
+INLINE_BYTES: Final = 48 * 1024
+
+# Steps a template may take on the event loop; one that needs more starts again in the executor.
+INLINE_STEPS: Final = 20_000
+
+# Fields that often differ between requests with the same prompt, and never shape it.
+_UNSHAPING: Final = frozenset(("stream", "stream_options", "temperature", "top_p", "seed", "user", "metadata", "request_id"))
 
 # Model types whose chats engines render with code instead of a template (spec/kv.md 4.4).
 OTHER_RENDERERS: Final = frozenset(
-    ("gpt_oss", "deepseek_v32", "deepseek_v4", "deepseek_v41", "kimi_k3", "kimi_audio", "cohere2", "cohere_asr", "inkling", "terratorch")
+    (
+        "gpt_oss",
+        "deepseek_v32",
+        "deepseek_v4",
+        "deepseek_v41",
+        "kimi_k3",
+        "kimi_audio",
+        "cohere2",
+        "cohere_asr",
+        "inkling",
+        "terratorch",
+        MISTRAL,
+    )
 )
 
 
@@ -40,7 +67,7 @@ class LocalTokenizerConfig:
     """`token-producer.parameters.local`: which vocabulary, and the engine's flags that shape prompts (spec/kv.md 8.18)."""
 
     path: str | None = None
-    """A folder with the tokenizer of the model; exclusive with `package`."""
+    """A folder with the tokenizer of the model, or a hub name whose files are in the local cache; exclusive with `package`."""
     package: str | None = None
     """A package of vocabularies.PACKAGES that brings one."""
     chat_template: str | None = None
@@ -49,6 +76,8 @@ class LocalTokenizerConfig:
     """--chat-template-content-format."""
     default_chat_template_kwargs: Mapping[str, object] = field(default_factory=dict)
     exclude_tools_when_tool_choice_none: bool = False
+    enable_auto_tool_choice: bool | None = None
+    """--enable-auto-tool-choice with a --tool-call-parser; None: not known, so chats with tools count as served."""
     trust_request_chat_template: bool = False
     max_model_len: int | None = None
     """Context length in tokens; without it prompts cut to it have no tokens here, and too long ones are not recognised."""
@@ -73,6 +102,7 @@ class _Loaded:
 
     encoder: Encoder
     chat: ChatRenderer
+    manners: Manners
     other_renderer: str | None
     """Model type whose chats are rendered by code; None: by a template."""
 
@@ -86,6 +116,7 @@ class LocalTokenizer:
         self._own_template = _read_template(config.chat_template)
         self._executor: Executor | None = None
         self._loaded: _Loaded | None = None
+        self._flight = SingleFlight()
 
     @property
     def lora_modules(self) -> frozenset[str]:
@@ -121,34 +152,51 @@ class LocalTokenizer:
     def _name(self) -> str:
         return str(self._config.path or self._config.package)
 
-    def prompts(self, request: InferenceRequest) -> Sequence[TokenIds] | Awaitable[Sequence[TokenIds]]:
+    def prompts(self, request: InferenceRequest) -> Prompts | Awaitable[Prompts]:
         """Exact ids of each prompt; at once for short bodies. Raises NoTokensError, here or there."""
         assert request.body is not None, "Tokenization asks only about readable bodies"
         if request.size_bytes <= INLINE_BYTES and not _brings_template(request.body):
-            return self._prompts(request.api, request.body)
-        return asyncio.get_running_loop().run_in_executor(self._executor, self._prompts, request.api, request.body)
+            try:
+                return self._prompts(request, INLINE_STEPS)
+            except TooManyStepsError:
+                _log.debug("a short conversation takes the template more than %d steps", INLINE_STEPS)
+        key = (request.api, request.path, msgspec.json.encode({k: v for k, v in request.body.items() if k not in _UNSHAPING}))
+        return self._flight.run(key, lambda: self._in_executor(request))
+
+    async def _in_executor(self, request: InferenceRequest) -> Prompts:
+        return await asyncio.get_running_loop().run_in_executor(self._executor, self._prompts, request)
 
     async def close(self) -> None:
         """Nothing to give back."""
 
-    def _prompts(self, api: Api, body: Mapping[str, object]) -> Sequence[TokenIds]:
-        loaded = self._loaded
+    def _prompts(self, request: InferenceRequest, steps: int = STEPS) -> Prompts:
+        loaded, body = self._loaded, request.body
         assert loaded is not None, "start() comes first"
-        check_cache_salt(body.get("cache_salt"))
-        if api is Api.COMPLETIONS:
-            return completion_prompts(body, loaded.encoder, self._config.max_model_len)
-        if loaded.other_renderer is not None:
-            raise NoTokensError(Reason.OTHER_RENDERER, f"engines render chats of {loaded.other_renderer} without a template")
-        return [loaded.chat.token_ids(body)]
+        assert body is not None, "Tokenization asks only about readable bodies"
+        if request.api is Api.GENERATE:
+            return generate_prompts(body, loaded.encoder, self._config.max_model_len)
+        if loaded.other_renderer is not None and (request.api is not Api.COMPLETIONS or loaded.other_renderer == MISTRAL):
+            raise NoTokensError(Reason.OTHER_RENDERER, f"engines render prompts of {loaded.other_renderer} with code of their own")
+        if request.api is Api.COMPLETIONS:
+            check_cache_salt(body.get("cache_salt"))
+            return Prompts(completion_prompts(body, loaded.encoder, self._config.max_model_len))
+        chat = _chat(request.api, body, loaded)
+        chat.steps = steps
+        try:
+            return Prompts([loaded.chat.token_ids(chat)])
+        except NoTokensError as error:
+            if error.reason is not Reason.MULTIMODAL or not (ids := loaded.chat.ids_before_media(chat)):
+                raise
+            return Prompts([ids], partial=error)
 
     def _load(self, handover: Handover, tokenizer_json: Path) -> _Loaded:
         if handover.fastokens_differs is None:
             tokenizer, library = load_fastokens(tokenizer_json), "fastokens"
         else:
             tokenizer, library = load_tokenizers(tokenizer_json), f"tokenizers, as fastokens differs: {handover.fastokens_differs}"
-        encoder = Encoder(tokenizer, handover.prefix, handover.suffix, handover.max_chars_per_token, handover.max_token_id)
         config = self._config
         settings = ChatSettings(
+            max_model_len=config.max_model_len,
             own_template=self._own_template,
             model_template=handover.chat_template,
             processor_template=handover.processor_template,
@@ -156,9 +204,14 @@ class LocalTokenizer:
             content_format=None if config.content_format == "auto" else config.content_format,
             default_kwargs=config.default_chat_template_kwargs,
             exclude_tools_when_choice_none=config.exclude_tools_when_tool_choice_none,
+            auto_tool_choice=config.enable_auto_tool_choice,
             trust_request_template=config.trust_request_chat_template,
             add_generation_prompt=config.add_generation_prompt is not False,
         )
+        # The special tokens of the templates are those that conversations are built of.
+        printed = "".join((*settings.sources(), *handover.special_tokens.values()))
+        pieces = Pieces(token for token in handover.isolated if token in printed)
+        encoder = Encoder(tokenizer, handover.prefix, handover.suffix, handover.max_chars_per_token, handover.max_token_id, pieces)
         other_renderer = handover.model_type if handover.model_type in OTHER_RENDERERS else None
         _log.info(
             "tokenizer %s loaded: %s proven against transformers %s",
@@ -167,18 +220,28 @@ class LocalTokenizer:
             handover.transformers_version,
         )
         self._warm_up(encoder, settings)
-        return _Loaded(encoder, ChatRenderer(settings, encoder, config.max_model_len), other_renderer)
+        renderer = ChatRenderer(settings, encoder)
+        return _Loaded(encoder, renderer, manners(renderer), other_renderer)
 
     def _warm_up(self, encoder: Encoder, settings: ChatSettings) -> None:
         """Compile template and split patterns now rather than in the first request; a broken template is only logged here."""
         encoder.encode("The quick brown fox. " * 64)
-        sources = settings.model_template.values() if isinstance(settings.model_template, Mapping) else [settings.model_template]
-        for source in (self._own_template, settings.processor_template, *sources):
-            if source is not None:
-                try:
-                    compiled(source)
-                except NoTokensError as error:
-                    _log.warning("chats of %s have no tokens: %s", self._config.path or self._config.package, error.detail)
+        for source in settings.sources():
+            try:
+                compiled(source)
+            except NoTokensError as error:
+                _log.warning("chats of %s have no tokens: %s", self._config.path or self._config.package, error.detail)
+
+
+def _chat(api: Api, body: Mapping[str, object], loaded: _Loaded) -> Chat:
+    settings = loaded.chat.settings
+    match api:
+        case Api.MESSAGES:
+            return read_messages(body, settings, loaded.manners)
+        case Api.RESPONSES:
+            return read_responses(body, settings)
+        case _:
+            return read_chat(body, settings)
 
 
 def _brings_template(body: Mapping[str, object]) -> bool:

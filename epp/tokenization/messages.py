@@ -26,19 +26,74 @@ _PART_KEYS: Final = frozenset(
         *("prompt_cache_breakpoint", "refusal", "text", "thinking", "type", "uuid", "video_embeds", "video_url"),
     )
 )
+# Stands in front of a modality; nobody writes it.
+_MARK: Final = "\ue000epp medium "
 # A line some clients put before the system prompt; it changes with every request, so the engine drops it.
-_BILLING_HEADER: Final = "x-anthropic-billing-header"
+BILLING_HEADER: Final = "x-anthropic-billing-header"
 
 
-def conversation(messages: object, content_format: ContentFormat) -> list[Message]:
-    """The messages as the template sees them. Raises NoTokensError for media and for what the engine refuses."""
-    accepted = check_messages(messages)
-    if not accepted:
+Accepted = tuple[Fields, bool]
+"""A message, and whether vLLM reads it by OpenAI's typed form of its role (message_schema)."""
+
+
+def conversation(messages: Sequence[Accepted], content_format: ContentFormat, *, media: bool = False) -> list[Message]:
+    """The messages as the template sees them.
+
+    `media`: they may be among the parts, if content comes as a list. Raises NoTokensError for media otherwise, and for what the engine
+    refuses.
+    """
+    if not messages:
         raise refused("messages must not be empty")
-    return [_message(message, typed, content_format) for message, typed in accepted]
+    seen = [_message(message, typed, content_format) for message, typed in (_marked(messages) if media else messages)]
+    return [_with_media(message) for message in seen] if media else seen
 
 
-def check_messages(messages: object) -> list[tuple[Fields, bool]]:
+def _marked(messages: Sequence[Accepted]) -> list[Accepted]:
+    """The messages with a text in place of each medium that tells its modality."""
+    return [
+        (
+            {**message, "content": [{"type": "text", "text": _MARK + _modality(part)} if _is_medium(part) else part for part in content]}
+            if isinstance(content := message.get("content"), list)
+            else message,
+            typed,
+        )
+        for message, typed in messages
+    ]
+
+
+def _with_media(message: Message) -> Message:
+    content = message.get("content")
+    if not isinstance(content, list):
+        return message
+    parts = [
+        {"type": part["text"][len(_MARK) :]} if isinstance(part.get("text"), str) and part["text"].startswith(_MARK) else part
+        for part in content
+    ]
+    return {**message, "content": parts}
+
+
+def _modality(part: Fields) -> str:
+    """What a template calls the medium."""
+    key = next((key for key in _MEDIA if key in part or part.get("type") == key), "image")
+    return next(modality for modality in ("image", "audio", "video", "prompt_embeds") if modality in key)
+
+
+def without_media(messages: Sequence[Accepted], stand_in: str) -> list[Accepted]:
+    """The messages with a text in place of media, in front of what else their message says: that is where the engine puts them first."""
+    return [(_without_media(message, stand_in), typed) for message, typed in messages]
+
+
+def _without_media(message: Fields, stand_in: str) -> Fields:
+    content = message.get("content")
+    if not isinstance(content, list):
+        return message
+    texts = [part for part in content if not _is_medium(part)]
+    if len(texts) == len(content):
+        return message
+    return {**message, "content": [{"type": "text", "text": stand_in}, *texts]}
+
+
+def check_messages(messages: object) -> list[Accepted]:
     """What the engine checks of messages even where it does not render them. Raises NoTokensError where it refuses."""
     if not isinstance(messages, list):
         raise refused("messages must be a list")
@@ -47,14 +102,16 @@ def check_messages(messages: object) -> list[tuple[Fields, bool]]:
 
 def has_media(messages: object) -> bool:
     """Whether any content part is something other than text (it then makes the engine render the messages; spec/kv.md 4.5)."""
-    parts = (
-        part
+    return any(
+        _is_medium(part)
         for message in (messages if isinstance(messages, list) else ())
         if isinstance(message, dict) and isinstance(message.get("content"), list)
         for part in message["content"]
-        if isinstance(part, dict)
     )
-    return any(any(key in part for key in _MEDIA) or not _is_text_kind(part.get("type", "text")) for part in parts)
+
+
+def _is_medium(part: object) -> bool:
+    return isinstance(part, dict) and (any(key in part for key in _MEDIA) or not _is_text_kind(part.get("type", "text")))
 
 
 def _is_text_kind(kind: object) -> bool:
@@ -85,7 +142,7 @@ def _message(message: Fields, typed: bool, content_format: ContentFormat) -> Mes
 
 
 def _content(content: object, is_system: bool, content_format: ContentFormat) -> object:  # noqa: FBT001 - read where it is called
-    if isinstance(content, str) and content_format == "string" and not (is_system and content.startswith(_BILLING_HEADER)):
+    if isinstance(content, str) and content_format == "string" and not (is_system and content.startswith(BILLING_HEADER)):
         return content
     parts: Iterable[object] = (
         [{"type": "text", "text": content}] if isinstance(content, str) else content if isinstance(content, list) else []
@@ -142,7 +199,7 @@ def _read(part: object) -> tuple[str, object]:
 def _without_billing_header(parts: Iterable[object]) -> Iterable[object]:
     for part in parts:
         text = part if isinstance(part, str) else part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None
-        if not (isinstance(text, str) and text.startswith(_BILLING_HEADER)):
+        if not (isinstance(text, str) and text.startswith(BILLING_HEADER)):
             yield part
         elif rest := text.partition("\n")[2]:
             yield rest if isinstance(part, str) else {**part, "text": rest} if isinstance(part, dict) else part

@@ -13,23 +13,26 @@ from itertools import starmap
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import msgspec
 import transformers
 
 from epp.tokenization import corpus
 from epp.tokenization.absent import NoTokensError, TokenizerError
 from epp.tokenization.encoder import FastTokenizer, load_fastokens
-from epp.tokenization.handover import EFFECTIVE_TOKENIZER, Handover
+from epp.tokenization.handover import EFFECTIVE_TOKENIZER, MISTRAL, Handover
+from epp.tokenization.pieces import Pieces, TokenizerFile, isolated
 from epp.tokenization.template import ChatTemplate, Message
 
+# Files of a tokenizer that vLLM leaves to mistral_common.
+_MISTRAL_FILES = ("tekken.json", "tokenizer.model.v*")
 # Model types whose tokenizer_class vLLM overrides (it is wrong on the hub).
 _PLAIN_BACKEND = frozenset(("internlm2", "step3_vl", "step3p7", "unlimited-ocr", "unlimited_ocr"))
 
 
 def main(folder: Path, output: Path) -> Handover:
     """Raises TokenizerError for a folder that cannot be served."""
-    if not folder.is_dir():
-        raise TokenizerError("no such folder; local.path must hold the model's tokenizer.json and tokenizer_config.json")
+    folder = _found(folder)
     config = _json_object(folder / "config.json")
     model_type = config.get("model_type")
     tokenizer = _load(folder, model_type)
@@ -46,17 +49,31 @@ def main(folder: Path, output: Path) -> Handover:
     return Handover(
         transformers_version=transformers.__version__,
         tokenizer_class=type(tokenizer).__name__,
-        model_type=model_type,
+        model_type=MISTRAL if any(any(folder.glob(pattern)) for pattern in _MISTRAL_FILES) else model_type,
         chat_template=template,
         processor_template=_processor_template(folder),
         special_tokens=dict(tokenizer.special_tokens_map),
         prefix=prefix,
         suffix=suffix,
         max_chars_per_token=max(map(len, vocabulary)),
+        isolated=_isolated(tokenizer, effective, texts),
         max_token_id=max(*vocabulary.values(), tokenizer.vocab_size - 1, model_vocabulary - 1),
         fastokens_differs=_fastokens_difference(tokenizer, effective, texts),
         template_differs=next(filter(None, (_template_difference(tokenizer, source) for source in _sources(template))), None),
     )
+
+
+def _found(folder: Path) -> Path:
+    """The folder, or the one in Hugging Face's cache that belongs to a hub name; nothing is downloaded."""
+    if folder.is_dir():
+        return folder
+    try:
+        return Path(huggingface_hub.snapshot_download(str(folder), local_files_only=True))
+    except (ValueError, OSError):
+        raise TokenizerError(
+            "no such folder, and no model of this name in the Hugging Face cache; local.path must hold the model's tokenizer.json and "
+            "tokenizer_config.json"
+        ) from None
 
 
 def _load(folder: Path, model_type: object) -> Any:
@@ -105,6 +122,15 @@ def _affixes(tokenizer: Any, texts: Sequence[str]) -> tuple[tuple[int, ...], tup
         if _ids(tokenizer, text, add_special_tokens=True) != [*prefix, *_ids(tokenizer, text, add_special_tokens=False), *suffix]:
             raise TokenizerError(f"special tokens depend on the text {text[:40]!r}; use the render endpoint for this model")
     return tuple(prefix), tuple(suffix)
+
+
+def _isolated(tokenizer: Any, effective: Path, texts: Sequence[str]) -> tuple[str, ...]:
+    """Tokens to cut at; none where a text of the corpus cut at them has other ids, which would disprove the proof of pieces.py."""
+    tokens = isolated(msgspec.json.decode(effective.read_bytes(), type=TokenizerFile))
+    pieces = Pieces(tokens)
+    whole = [_ids(tokenizer, text, add_special_tokens=False) for text in texts]
+    cut = [pieces.encode(text, lambda piece: _ids(tokenizer, piece, add_special_tokens=False)).tolist() for text in texts]
+    return tuple(tokens) if cut == whole else ()
 
 
 def _fastokens_difference(tokenizer: Any, effective: Path, texts: Sequence[str]) -> str | None:

@@ -3,19 +3,22 @@
 The environment is the one templates are written for: sandboxed and immutable, trimmed blocks, loop controls, the
 `generation` tag, an unescaped `tojson`, `raise_exception` and `strftime_now` (the local time zone, so prompts change with
 the date, as they do in the engine). transformers itself is not imported: the proof at load compares the two (prove.py).
-Templates are programs of strangers: they run in the sandbox, and any exception means "no tokens". Rendering is thread-safe.
+Templates are programs of strangers: they run in the sandbox, any exception means "no tokens", and each step of a loop and each call
+counts against a budget, so that rendering ends. Rendering is thread-safe.
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache
-from typing import Final, NoReturn
+from typing import Any, Final, NoReturn
 
 import jinja2
 from jinja2 import meta, nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
+from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from epp.tokenization.absent import NoTokensError, Reason
@@ -23,8 +26,69 @@ from epp.tokenization.content_format import ContentFormat, detect
 
 Message = dict[str, object]
 
+STEPS: Final = 4_000_000
+"""Steps one rendering may take, a turn of a loop one, a call twenty: a second or three."""
+
+_CALL: Final = 20
+# Longest text or list that multiplying may make, and bits of a power.
+_LARGEST: Final = 1 << 24
+
 # Appended to the message to be continued; everything from its last occurrence on is cut off again.
 _CONTINUE_TAG: Final = "CONTINUE_FINAL_MESSAGE_TAG "
+
+
+class TooManyStepsError(NoTokensError):
+    """The rendering was given up: its steps are used up."""
+
+    def __init__(self) -> None:
+        super().__init__(Reason.TEMPLATE_ERROR, "the template takes too many steps")
+
+
+class _Budget(threading.local):
+    """What is left to the rendering of this thread."""
+
+    steps: int = STEPS
+
+    def spend(self, steps: int) -> None:
+        self.steps -= steps
+        if self.steps < 0:
+            raise TooManyStepsError
+
+
+_budget = _Budget()
+
+
+def _counted(members: Iterable[object]) -> Iterator[object]:
+    """The members of what a loop runs over, each for one step."""
+    spend = _budget.spend
+    for member in members:
+        spend(1)
+        yield member
+
+
+class _Sandbox(ImmutableSandboxedEnvironment):
+    """Counts calls, and multiplies no more than fits."""
+
+    intercepted_binops = frozenset(("*", "**"))
+
+    def call(_self, context: Context, _obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805 - as in jinja2, for the names of kwargs
+        _budget.spend(_CALL)
+        return super().call(context, _obj, *args, **kwargs)
+
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        if operator == "**":
+            too_large = isinstance(left, int) and isinstance(right, int) and left.bit_length() * right > _LARGEST
+        else:
+            too_large = _length(left) * _length(right) > _LARGEST
+        if too_large:
+            raise TooManyStepsError
+        return super().call_binop(context, operator, left, right)
+
+
+def _length(factor: object) -> int:
+    if isinstance(factor, int):
+        return factor
+    return len(factor) if isinstance(factor, str | list | tuple) else 0
 
 
 class _GenerationTag(Extension):
@@ -60,17 +124,29 @@ def _strftime_now(format: str) -> str:  # noqa: A002 - the signature templates c
     return datetime.now().strftime(format)  # noqa: DTZ005 - the engine's local time, as templates expect
 
 
-def _environment() -> ImmutableSandboxedEnvironment:
+def _environment() -> _Sandbox:
     # Chat templates make prompts, not HTML: escaping would change them.
-    return ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, loopcontrols])
+    return _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, loopcontrols])
 
 
+_PROBING: Final = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
 # vLLM looks for a template's variables without the three globals, so a request may shadow these.
 _BARE: Final = _environment()
 _ENVIRONMENT: Final = _environment()
+# No template can spell it.
+_COUNTED: Final = "epp counted"
+_PROBING.filters[_COUNTED] = _ENVIRONMENT.filters[_COUNTED] = _counted
 _ENVIRONMENT.filters["tojson"] = _tojson
 _ENVIRONMENT.globals["raise_exception"] = _raise_exception
 _ENVIRONMENT.globals["strftime_now"] = _strftime_now
+
+
+def _compiled(source: str, environment: _Sandbox) -> jinja2.Template:
+    """The template with its loops counted."""
+    tree = environment.parse(source)
+    for loop in tree.find_all(nodes.For):
+        loop.iter = nodes.Filter(loop.iter, _COUNTED, [], [], None, None, lineno=loop.lineno)
+    return jinja2.Template.from_code(environment, environment.compile(tree), environment.make_globals(None))
 
 
 class ChatTemplate:
@@ -81,7 +157,7 @@ class ChatTemplate:
         self.source = source
         try:
             tree = _BARE.parse(source)
-            self._template = _ENVIRONMENT.from_string(source)
+            self._template = _compiled(source, _ENVIRONMENT)
         except Exception as error:  # noqa: BLE001 - jinja2's lexer and compiler raise more than TemplateSyntaxError
             raise NoTokensError(Reason.TEMPLATE_ERROR, f"the template does not compile: {error}") from None
         self.variables = frozenset(meta.find_undeclared_variables(tree))
@@ -97,11 +173,13 @@ class ChatTemplate:
         add_generation_prompt: bool = False,
         continue_final_message: bool = False,
         variables: Mapping[str, object],
+        steps: int = STEPS,
     ) -> str:
-        """The prompt text. Raises NoTokensError with whatever the template complains about."""
+        """The prompt text. Raises NoTokensError with whatever the template complains about, TooManyStepsError if it does not end."""
         tail = ""
         if continue_final_message:
             messages, tail = self._open_final_message(messages)
+        _budget.steps = steps
         try:
             text = self._template.render(
                 messages=messages,
@@ -110,6 +188,8 @@ class ChatTemplate:
                 add_generation_prompt=add_generation_prompt,
                 **variables,
             )
+        except TooManyStepsError:
+            raise
         except Exception as error:  # noqa: BLE001 - a template may raise anything
             raise NoTokensError(Reason.TEMPLATE_ERROR, str(error) or type(error).__name__) from None
         return _cut(text, tail) if continue_final_message else text
@@ -142,6 +222,17 @@ def _cut(rendered: str, text: str) -> str:
     if at < 0 or text.strip() not in rendered:
         raise NoTokensError(Reason.TEMPLATE_ERROR, "the template drops the message that is to be continued")
     return rendered[:at] if rendered.startswith(_CONTINUE_TAG, at) else rendered[:at].rstrip()
+
+
+def takes_later_systems(source: str) -> bool:
+    """Whether a system message may come after a user's, as vLLM finds out for /v1/messages: it tries, without the globals (spec/kv.md 4.6)."""
+    _budget.steps = STEPS
+    turn = [{"role": "system", "content": "t"}, {"role": "user", "content": "t"}]
+    try:
+        _compiled(source, _PROBING).render(messages=turn * 2, add_generation_prompt=False)
+    except Exception:  # noqa: BLE001 - whatever a template raises
+        return False
+    return True
 
 
 @lru_cache(maxsize=32)

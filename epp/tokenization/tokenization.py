@@ -1,16 +1,16 @@
-"""Token ids of the requests of one model, or an honest reason why there are none (architecture decision 7).
+"""Token ids of the requests of one model, or an honest reason why there are none (architecture decision 6).
 
-Decides what can be asked of the backend at all (API, body, model name) and turns every NoTokensError into TokenState.ABSENT with its
-reason. Started by the application; `tokenize` is called by the director once a request, on the event loop.
+Decides what can be asked of the backend at all (API, body, model name) and turns every NoTokensError into TokenState.ABSENT
+with its reason. Started by the application; `tokenize` is called by the director once a request, on the event loop.
 """
 
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
 
-from epp.domain import Api, InferenceRequest, TokenIds, TokenizedRequest, TokenState
+from epp.domain import Api, InferenceRequest, TokenizedRequest, TokenState
 from epp.tokenization.absent import NoTokensError, Reason, TokenizerError
-from epp.tokenization.backend import Backend
+from epp.tokenization.backend import Backend, Prompts
 
 _log = logging.getLogger(__name__)
 
@@ -58,33 +58,53 @@ class Tokenization:
             prompts = self._backend.prompts(request)
         except NoTokensError as error:
             return _absent(error)
-        if isinstance(prompts, Sequence):
-            return TokenizedRequest(TokenState.EXACT, prompts, lora=lora, cache_salt=request.cache_salt)
-        return self._tokenize_later(prompts, lora, request)
-
-    async def _tokenize_later(
-        self, prompts: Awaitable[Sequence[TokenIds]], lora: str | None, request: InferenceRequest
-    ) -> TokenizedRequest:
-        try:
-            return TokenizedRequest(TokenState.EXACT, await prompts, lora=lora, cache_salt=request.cache_salt)
-        except NoTokensError as error:
-            return _absent(error)
+        return _tokenized(prompts, lora, request) if isinstance(prompts, Prompts) else _tokenize_later(prompts, lora, request)
 
     def _lora(self, request: InferenceRequest) -> str | None:
         """The adapter the request names; None: the base model. Raises NoTokensError for requests no backend is asked about."""
         if request.api is Api.OPAQUE:
             raise NoTokensError(Reason.OPAQUE, f"no tokens are computed for {request.path}")
+        if request.api is Api.MESSAGES and request.path.rstrip("/").endswith("/count_tokens"):
+            raise NoTokensError(Reason.OPAQUE, "counting tokens computes no blocks")
         if request.body is None:
             raise NoTokensError(Reason.UNREADABLE_BODY, request.unreadable or "the body was not read")
         model = request.served_model
-        is_base = model == self._model_name
+        is_base = model in ("", self._model_name)  # APIs that name no model mean the base model
         if not is_base and model not in self._backend.lora_modules and model not in self._known_loras():
             raise NoTokensError(Reason.UNKNOWN_MODEL, f"{model} is neither {self._model_name} nor one of its adapters")
         if self.failed is not None:
             raise NoTokensError(Reason.TOKENIZER_FAILED, self.failed)
         if not self._loaded:
             raise NoTokensError(Reason.TOKENIZER_LOADING, "the tokenizer is being loaded")
-        return None if is_base else model
+        return None if self._is_base(model) else model
+
+    def serves(self, model: str) -> bool:
+        """Whether it is the base model, which also is the one that is meant where none is named, or one of its adapters."""
+        return self._is_base(model) or model in self._backend.lora_modules or model in self._known_loras()
+
+    def _is_base(self, model: str) -> bool:
+        return model in ("", self._model_name)
+
+
+async def _tokenize_later(prompts: Awaitable[Prompts], lora: str | None, request: InferenceRequest) -> TokenizedRequest:
+    try:
+        return _tokenized(await prompts, lora, request)
+    except NoTokensError as error:
+        return _absent(error)
+
+
+def _tokenized(prompts: Prompts, lora: str | None, request: InferenceRequest) -> TokenizedRequest:
+    partial = prompts.partial
+    return TokenizedRequest(
+        TokenState.EXACT if partial is None else TokenState.PARTIAL,
+        prompts.ids,
+        reason=None if partial is None else partial.reason.value,
+        detail=None if partial is None else partial.detail,
+        lora=lora,
+        cache_salt=request.cache_salt,
+        exact_tokens=prompts.exact,
+        media=prompts.media,
+    )
 
 
 def _absent(error: NoTokensError) -> TokenizedRequest:

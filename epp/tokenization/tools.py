@@ -1,7 +1,7 @@
-"""The tools of a chat request as the template sees them: dumped by vLLM's models (spec/kv.md 4.3.1).
+"""The tools of a conversation as the template sees them: dumped by vLLM's models (spec/kv.md 4.3.1).
 
 Missing descriptions and parameters become null and are present; unknown keys are gone; the JSON schema in `parameters`
-keeps the client's order. Pure; called once a chat request.
+keeps the client's order. Pure; called once a request with tools.
 """
 
 from collections.abc import Mapping
@@ -12,8 +12,8 @@ from epp.tokenization.lax import as_bool
 Fields = Mapping[str, object]
 
 
-def tools_of(body: Fields, *, exclude_when_choice_none: bool) -> list[Fields] | None:
-    """The tools to render; None where there are none. Raises NoTokensError where the engine refuses."""
+def tools_of(body: Fields, *, exclude_when_choice_none: bool, auto_tool_choice: bool | None = None) -> list[Fields] | None:
+    """The tools of a chat completion to render; None where there are none. Raises NoTokensError where the engine refuses."""
     tools = body.get("tools")
     if tools is None:
         if body.get("tool_choice") not in (None, "none"):
@@ -21,9 +21,10 @@ def tools_of(body: Fields, *, exclude_when_choice_none: bool) -> list[Fields] | 
         return None
     if not isinstance(tools, list) or not tools:
         raise refused("tools must be a list that is not empty")
-    dumped = [_tool(tool) for tool in tools]
+    dumped = [dumped_tool(tool) for tool in tools]
     choice = body.get("tool_choice", "auto")
     _check_choice(choice, tools)
+    check_calls_are_served(choice, auto_tool_choice)
     return None if choice == "none" and exclude_when_choice_none else dumped
 
 
@@ -39,8 +40,17 @@ def _check_choice(choice: object, tools: list[Fields]) -> None:
         raise refused("tool_choice must name exactly one function of the tools")
 
 
-def _tool(tool: object) -> Fields:
-    """{type, function: {name, description, parameters[, strict][, defer_loading]}[, defer_loading]}."""
+def check_calls_are_served(choice: object, auto_tool_choice: bool | None) -> None:  # noqa: FBT001 - a setting, passed on
+    """Raises NoTokensError where tools may be called, and the engine is known to have no parser for calls."""
+    if auto_tool_choice is False and choice not in (None, "none"):
+        raise refused("tool_choice needs --enable-auto-tool-choice and --tool-call-parser")
+
+
+def dumped_tool(tool: object) -> Fields:
+    """One tool in the spelling of chat completions as the template sees it. Raises NoTokensError where the engine refuses it.
+
+    {type, function: {name, description, parameters[, strict][, defer_loading]}[, defer_loading]}.
+    """
     if not isinstance(tool, dict) or tool.get("type", "function") != "function" or not isinstance(tool.get("function"), dict):
         raise refused("each tool must be an object of type function with a function")
     function: Fields = tool["function"]

@@ -29,7 +29,8 @@ class VllmBackend:
     timeout: Duration = DEFAULT_TIMEOUT
     mm_timeout: Duration = DEFAULT_MM_TIMEOUT
     """For requests with content parts."""
-    mode: Annotated[Literal["render", "tokenize", "auto"], NOT_YET] = "render"
+    mode: Literal["render", "tokenize", "auto"] = "render"
+    """Which endpoint; auto: /tokenize where the server does not render."""
 
     def __post_init__(self) -> None:
         if not self.url.startswith(("http://", "https://")):
@@ -43,7 +44,7 @@ class LocalBackend:
     """Tokenize in this process; the settings are those of the vLLM servers behind (spec/kv.md 4.3)."""
 
     path: str | None = None
-    """Folder of the tokenizer; neither this nor `package`: modelName is the folder."""
+    """Folder of the tokenizer, or a hub name whose files are in the local cache; neither this nor `package`: modelName is the folder."""
     package: str | None = None
     """Installed Python package that ships the vocabulary."""
     chat_template: str | None = None
@@ -51,6 +52,8 @@ class LocalBackend:
     content_format: Literal["auto", "string", "openai"] = "auto"
     default_chat_template_kwargs: Mapping[str, object] = field(default_factory=dict)
     exclude_tools_when_tool_choice_none: bool = False
+    enable_auto_tool_choice: bool | None = None
+    """Whether the servers run with --enable-auto-tool-choice and a --tool-call-parser; without, they refuse chats that may call tools."""
     trust_request_chat_template: bool = False
     max_model_len: Annotated[int | None, Between(1, 1 << 40)] = None
     add_generation_prompt: bool = True

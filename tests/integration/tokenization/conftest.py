@@ -1,14 +1,23 @@
 """Model folders and loaded tokenizers, each made once: loading one takes seconds."""
 
 import asyncio
+import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
+from epp.domain import InferenceRequest
+from epp.requests import RequestParsers
 from epp.tokenization import LocalTokenizer, LocalTokenizerConfig, Tokenization, materialise
 
 RECORDING = Path(__file__).parents[2] / "data" / "vllm-0.32.0"
+
+
+def request_of(path: str, body: Mapping[str, object]) -> InferenceRequest:
+    """A request as the parsers make it."""
+    return RequestParsers().parse({":path": path}, json.dumps(body).encode())
 
 
 @pytest.fixture(scope="session")

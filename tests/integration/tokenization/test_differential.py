@@ -15,10 +15,13 @@ from epp.tokenization.content_format import ContentFormat
 from epp.tokenization.template import compiled
 from tests.integration.tokenization.conftest import RECORDING
 
+VLLM_TEMPLATES = Path(__file__).parents[2] / "vllm" / "templates"
 TEMPLATES: dict[str, tuple[Path, ContentFormat]] = {
     "recorded": (RECORDING / "model" / "chat_template.jinja", "string"),
     "chatml": (Path(tokenization.__file__).parent / "templates" / "chatml.jinja", "string"),
     "sink": (Path(__file__).with_name("sink.jinja"), "openai"),
+    "thinker": (VLLM_TEMPLATES / "thinker.jinja", "string"),
+    "clerk": (VLLM_TEMPLATES / "clerk.jinja", "openai"),
 }
 
 SPECIAL = ("<｜User｜>", "<｜end▁of▁sentence｜>")
@@ -59,7 +62,11 @@ messages = st.lists(
 )
 flags = st.sampled_from([(True, False), (False, False), (False, True)])
 documents = st.none() | st.lists(st.dictionaries(words, texts, max_size=2), max_size=2)
-kwargs = st.dictionaries(st.sampled_from(["mood", "enable_thinking", "unused", "bos_token"]), json_values, max_size=2)
+kwargs = st.dictionaries(
+    st.sampled_from(["mood", "enable_thinking", "unused", "bos_token", "date_string", "reasoning_effort", "effort_note"]),
+    json_values,
+    max_size=2,
+)
 
 
 @pytest.fixture(scope="module")
@@ -103,4 +110,5 @@ def test_encoding_equals_transformers(transformers_tokenizer: Any, recorded: Tok
     for add_special_tokens in (True, False):
         if expected := transformers_tokenizer(text, add_special_tokens=add_special_tokens)["input_ids"]:
             body = {"prompt": [text], "add_special_tokens": add_special_tokens}
-            assert completion_prompts(body, loaded.encoder, None) == [expected]
+            (ids,) = completion_prompts(body, loaded.encoder, None)
+            assert list(ids) == expected

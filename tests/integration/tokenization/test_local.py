@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -17,7 +18,7 @@ from epp.requests import RequestParsers
 from epp.testing.waiting import awaited
 from epp.tokenization import LocalTokenizer, LocalTokenizerConfig, Tokenization
 from epp.tokenization import handover as handover_module
-from tests.integration.tokenization.conftest import started
+from tests.integration.tokenization.conftest import request_of, started
 
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
 
@@ -151,3 +152,87 @@ def test_a_chat_template_file_of_the_server_stands_above_the_model_s(recorded_fo
     file = tmp_path / "own.jinja"
     file.write_text("{{ messages[0].content }}!")
     assert tokens(started(LocalTokenizerConfig(path=str(recorded_folder), chat_template=str(file)))).token_count == 2
+
+
+def test_a_hub_name_is_found_in_the_local_cache(recorded_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is downloaded: a name that is not there fails like a missing folder."""
+    snapshot = tmp_path / "models--org--tiny" / "snapshots" / "0123abcd"
+    snapshot.parent.mkdir(parents=True)
+    snapshot.symlink_to(recorded_folder)
+    refs = tmp_path / "models--org--tiny" / "refs"
+    refs.mkdir()
+    (refs / "main").write_text("0123abcd")
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    assert tokens(started(LocalTokenizerConfig(path="org/tiny"))).state is TokenState.EXACT
+    missing = started(LocalTokenizerConfig(path="org/other"))
+    assert missing.failed is not None
+    assert "no model of this name in the Hugging Face cache" in missing.failed
+
+
+@pytest.mark.parametrize(("file", "completions"), [("config.json", "exact"), ("tekken.json", "absent")])
+def test_chats_that_engines_render_with_code_have_no_tokens(file: str, completions: str, recorded_folder: Path, tmp_path: Path) -> None:
+    """The reason names the renderer; completions are text all the same, unless their tokenizer is another as well."""
+    folder = tmp_path / "model"
+    shutil.copytree(recorded_folder, folder)
+    (folder / file).write_text('{"model_type": "deepseek_v32"}')
+    tokenization = started(LocalTokenizerConfig(path=str(folder)))
+    assert tokens(tokenization).reason == "other_renderer"
+    request = request_of("/v1/completions", {"model": "tiny", "prompt": "hi"})
+    assert asyncio.run(awaited(tokenization.tokenize(request))).state.value == completions
+
+
+IMAGE = {"type": "image_url", "image_url": {"url": "http://x/y.png"}}
+CLERK = Path(__file__).parents[2] / "vllm" / "templates" / "clerk.jinja"
+
+
+@pytest.mark.parametrize("content_format", ["openai", "string"])
+def test_what_comes_before_a_picture_is_exact(recorded_folder: Path, content_format: Literal["openai", "string"]) -> None:
+    """The system text and the first turns are looked for, though nobody here knows what the picture becomes."""
+    tokenization = started(LocalTokenizerConfig(path=str(recorded_folder), chat_template=str(CLERK), content_format=content_format))
+    turns = [{"role": "system", "content": "Be brief. " * 50}, {"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}]
+    picture = tokens(tokenization, messages=[*turns, {"role": "user", "content": [{"type": "text", "text": "what is it?"}, IMAGE]}])
+    other = tokens(tokenization, messages=[*turns, {"role": "user", "content": "something else"}])
+    (exact,), (ids,) = picture.exact_prompts, other.prompts
+    assert (picture.state, picture.reason) == (TokenState.PARTIAL, "multimodal")
+    assert list(ids[: len(exact)]) == list(exact)
+    assert 100 < len(exact) < len(ids)
+
+
+def test_a_picture_that_changes_the_beginning_leaves_nothing_exact(recorded_folder: Path) -> None:
+    """Templates may look for one before they write the first word."""
+    template = (
+        "{% for m in messages %}{% for p in m.content %}{% if p.type == 'image' %}<IMAGES>{% endif %}{% endfor %}{% endfor %}"
+        "{% for m in messages %}<｜end▁of▁sentence｜>{% for p in m.content %}{{ p.text }}{% endfor %}{% endfor %}"
+    )
+    tokenization = started(LocalTokenizerConfig(path=str(recorded_folder), chat_template=template))
+    answer = tokens(tokenization, messages=[{"role": "user", "content": "hi"}, {"role": "user", "content": [IMAGE]}])
+    assert (answer.state, answer.reason, answer.prompts) == (TokenState.ABSENT, "multimodal", ())
+
+
+def test_a_template_of_many_steps_does_not_hold_the_event_loop(recorded_folder: Path) -> None:
+    """A short conversation with much to do goes on in the executor; one that never ends is given up there."""
+    many = "{% for i in range(300) %}{% for j in range(300) %}{% endfor %}{% endfor %}{{ messages[0].content }}"
+    endless = "{% for i in range(90000) %}" + many + "{% endfor %}"
+
+    async def outcome(template: str) -> tuple[bool, TokenizedRequest]:
+        tokenization = Tokenization("tiny", LocalTokenizer(LocalTokenizerConfig(path=str(recorded_folder), chat_template=template)))
+        await tokenization.start()
+        answer = tokenization.tokenize(request_of("/v1/chat/completions", CHAT))
+        return isinstance(answer, TokenizedRequest), await awaited(answer)
+
+    at_once, answer = asyncio.run(outcome(many))
+    assert (at_once, answer.state) == (False, TokenState.EXACT)
+    at_once, answer = asyncio.run(outcome(endless))
+    assert (at_once, answer.reason, answer.detail) == (False, "template_error", "the template takes too many steps")
+
+
+def test_identical_long_prompts_are_encoded_once(recorded: Tokenization) -> None:
+    """A burst of them shares one answer, whatever they are sampled with."""
+    messages = [{"role": "user", "content": "hello world. " * 4000}]
+
+    async def burst() -> list[TokenizedRequest]:
+        bodies = [{**CHAT, "messages": messages, "seed": seed, "stream": seed % 2 == 0} for seed in range(4)]
+        return list(await asyncio.gather(*(awaited(recorded.tokenize(request_of("/v1/chat/completions", body))) for body in bodies)))
+
+    answers = asyncio.run(burst())
+    assert all(answer.prompts is answers[0].prompts for answer in answers)

@@ -2,16 +2,20 @@
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 from aiohttp import web
 
-from epp.domain import TokenizedRequest, TokenState
+from epp.domain import MediaSpan, TokenizedRequest, TokenState
 from epp.requests import RequestParsers
-from epp.testing.waiting import awaited
+from epp.testing.waiting import awaited, eventually
 from epp.tokenization import RenderBackend, Tokenization
+from epp.tokenization.render import Mode
+from tests.integration.tokenization.conftest import request_of
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -58,6 +62,16 @@ async def tokenized(port: int, path: str, timeout_s: float = 5.0, **body: object
 
 
 CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}], "z": 1, "a": {"y": 2, "b": 3}}
+
+
+@asynccontextmanager
+async def backend(port: int, mode: Mode = "render", now: Callable[[], float] = time.monotonic) -> AsyncIterator[Tokenization]:
+    tokenization = Tokenization("tiny", RenderBackend(f"http://127.0.0.1:{port}", "served-name", 5.0, 5.0, mode, now))
+    await tokenization.start()
+    try:
+        yield tokenization
+    finally:
+        await tokenization.close()
 
 
 async def test_chats_are_rendered_by_the_server(server: RenderServer) -> None:
@@ -124,3 +138,85 @@ async def test_a_server_that_is_down_costs_the_tokens(unused_tcp_port: int) -> N
     """Nobody listens there."""
     tokens = await tokenized(unused_tcp_port, "/v1/chat/completions", model="tiny", **CHAT)
     assert (tokens.state, tokens.reason) == (TokenState.ABSENT, "render_unavailable")
+
+
+async def test_rendered_media_are_known_by_their_hashes(server: RenderServer) -> None:
+    """So the whole prompt is exact; the pixels stay with the server."""
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        features = {"mm_hashes": {"image": ["h"]}, "mm_placeholders": {"image": [{"offset": 1, "length": 2}]}, "kwargs_data": None}
+        return web.json_response({"token_ids": [1, 9, 9, 2], "features": features})
+
+    server.handler = answer
+    parts = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "u"}}]}]
+    tokens = await tokenized(server.port, "/v1/chat/completions", model="tiny", messages=parts)
+    assert (tokens.state, tokens.prompts, tokens.media) == (TokenState.EXACT, [[1, 9, 9, 2]], [[MediaSpan("h", 1, 2)]])
+    assert b'"mm_payload":"none"' in server.got[0][1]
+
+
+@pytest.mark.parametrize("path", ["/v1/responses", "/v1/messages"])
+async def test_other_conversations_have_render_endpoints_of_their_own(server: RenderServer, path: str) -> None:
+    """The body is for them to understand."""
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        return web.json_response({"token_ids": [7]})
+
+    server.handler = answer
+    async with backend(server.port) as tokenization:
+        tokens = await awaited(
+            tokenization.tokenize(request_of(path, {"model": "tiny", "input": "x", "messages": [{"role": "user", "content": "x"}]}))
+        )
+    assert (tokens.prompts, server.got[0][0]) == ([[7]], f"{path}/render")
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "prompts"),
+    [
+        ("/inference/v1/generate", {"token_ids": [1, 2]}, [[1, 2]]),
+        ("/v1/completions", {"prompt": [1, 2]}, [[1, 2]]),
+        ("/v1/completions", {"prompt": [[1, 2], [3]]}, [[1, 2], [3]]),
+    ],
+)
+async def test_ids_need_no_rendering(unused_tcp_port: int, path: str, body: dict[str, object], prompts: object) -> None:
+    """They are known while the server is down."""
+    async with backend(unused_tcp_port) as tokenization:
+        tokens = await awaited(tokenization.tokenize(request_of(path, {"model": "tiny", **body})))
+    assert (tokens.state, tokens.prompts) == (TokenState.EXACT, prompts)
+
+
+async def test_identical_requests_are_rendered_once(server: RenderServer) -> None:
+    """While the first is under way, and also if its client goes away; the next time they are asked again."""
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        await server.released.wait()
+        return web.json_response({"token_ids": [1]})
+
+    server.handler = answer
+    async with backend(server.port) as tokenization:
+        request = request_of("/v1/chat/completions", {"model": "tiny", **CHAT})
+        waiting = [asyncio.ensure_future(awaited(tokenization.tokenize(request))) for _ in range(5)]
+        await eventually(lambda: len(server.got) == 1)
+        waiting[0].cancel()
+        server.released.set()
+        assert [(await task).prompts for task in waiting[1:]] == [[[1]]] * 4
+        assert len(server.got) == 1
+        await awaited(tokenization.tokenize(request))
+        assert len(server.got) == 2
+
+
+async def test_a_server_that_does_not_render_is_asked_to_tokenize(server: RenderServer) -> None:
+    """In mode auto; a minute later it is asked to render again."""
+    clock = [1000.0]
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        return web.json_response({"tokens": [1, 2]}) if request.path == "/tokenize" else web.Response(status=403)
+
+    server.handler = answer
+    async with backend(server.port, mode="auto", now=lambda: clock[0]) as tokenization:
+        request = request_of("/v1/chat/completions", {"model": "tiny", **CHAT})
+        for _ in range(2):
+            assert (await awaited(tokenization.tokenize(request))).prompts == [[1, 2]]
+        clock[0] += 61
+        await awaited(tokenization.tokenize(request))
+    asked = [path for path, _ in server.got]
+    assert asked == ["/v1/chat/completions/render", "/tokenize", "/tokenize", "/v1/chat/completions/render", "/tokenize"]

@@ -23,7 +23,7 @@ def test_the_configuration_of_the_readme_is_valid() -> None:
     assert len(parse_endpoints(endpoints, "README").endpoints) == 2
     effective = config.load(picker, "README", registry.load())
     assert effective.file_discovery is not None
-    assert effective.token_producer is not None
+    assert effective.token_producers
 
 
 def test_the_command_line_of_the_readme_is_accepted() -> None:

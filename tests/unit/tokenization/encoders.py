@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass
 
+from epp.domain import TokenIds
 from epp.tokenization.encoder import Encoder
+from epp.tokenization.pieces import Pieces
 
 BEGIN, END = 1, 2
 
@@ -18,9 +20,9 @@ class Characters:
         return Encoding([ord(character) for character in input])
 
 
-ENCODER = Encoder(Characters(), prefix=(BEGIN,), suffix=(END,), max_chars_per_token=4, max_token_id=999)
+ENCODER = Encoder(Characters(), prefix=(BEGIN,), suffix=(END,), max_chars_per_token=4, max_token_id=999, pieces=Pieces(()))
 
 
-def text_of(ids: list[int]) -> str:
+def text_of(ids: TokenIds) -> str:
     """What the ids say, special tokens as ^ and $."""
     return "".join({BEGIN: "^", END: "$"}.get(i, chr(i)) for i in ids)

@@ -5,8 +5,10 @@ from typing import Any
 
 import pytest
 
+from epp.domain import TokenIds
 from epp.tokenization.absent import NoTokensError, Reason
 from epp.tokenization.chat import ChatRenderer, ChatSettings
+from epp.tokenization.chat_completions import read_chat
 from tests.unit.tokenization.encoders import ENCODER, text_of
 
 MESSAGES = [{"role": "user", "content": "hi"}]
@@ -20,7 +22,11 @@ SAID = '[{"role": "user", "content": "hi"}]'
 
 def rendered(settings: ChatSettings | None = None, **body: Any) -> str:
     settings = settings or ChatSettings(model_template=SHOW, special_tokens={"bos": "<s>"})
-    return ChatRenderer(settings, ENCODER, 10_000).text({"messages": MESSAGES, **body})
+    return ChatRenderer(settings, ENCODER).text(read_chat({"messages": MESSAGES, **body}, settings))
+
+
+def token_ids(settings: ChatSettings, **body: Any) -> TokenIds:
+    return ChatRenderer(settings, ENCODER).token_ids(read_chat({"messages": MESSAGES, **body}, settings))
 
 
 def show(**settings: Any) -> ChatSettings:
@@ -164,7 +170,7 @@ REFUSED: list[dict[str, object]] = [
 def test_what_the_engine_refuses_has_no_tokens(body: dict[str, object]) -> None:
     """Each was answered with an error by vLLM 0.32."""
     with pytest.raises(NoTokensError) as absence:
-        ChatRenderer(show(), ENCODER, 10_000).token_ids({"messages": MESSAGES, **body})
+        token_ids(show(max_model_len=10_000), **body)
     assert absence.value.reason is Reason.ENGINE_REFUSES
 
 
@@ -194,9 +200,7 @@ def test_a_model_without_template_has_no_chats() -> None:
 
 
 def ids(**body: Any) -> str:
-    return text_of(
-        ChatRenderer(ChatSettings(model_template="{{ messages[0].content }}"), ENCODER, 10_000).token_ids({"messages": MESSAGES, **body})
-    )
+    return text_of(token_ids(ChatSettings(model_template="{{ messages[0].content }}", max_model_len=10_000), **body))
 
 
 def test_special_tokens_come_from_the_template_unless_asked_for() -> None:

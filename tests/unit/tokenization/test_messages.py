@@ -6,10 +6,16 @@ import json
 import pytest
 
 from epp.tokenization.absent import NoTokensError, Reason
-from epp.tokenization.messages import conversation, without_developer_role
+from epp.tokenization.content_format import ContentFormat
+from epp.tokenization.messages import check_messages, conversation, without_developer_role
+from epp.tokenization.template import Message
 
 TEXT = {"type": "text", "text": "a"}
 CALL = {"type": "function", "index": 0, "function": {"strict": 1, "name": "f", "arguments": '{"b": 1, "a": 2}'}, "id": "1"}
+
+
+def seen_by_template(messages: object, content_format: ContentFormat) -> list[Message]:
+    return conversation(check_messages(messages), content_format)
 
 
 def user(*parts: object) -> dict[str, object]:
@@ -53,7 +59,7 @@ AS_TEXT = [
 def test_templates_of_texts_see(message: dict[str, object], seen: dict[str, object]) -> None:
     """One text a message, only the keys the engine passes on."""
     before = copy.deepcopy(message)
-    assert conversation([message], "string") == [seen]
+    assert seen_by_template([message], "string") == [seen]
     assert message == before
 
 
@@ -74,12 +80,12 @@ AS_PARTS = [
 @pytest.mark.parametrize(("message", "content"), AS_PARTS, ids=lambda value: json.dumps(value)[:60])
 def test_templates_of_parts_see(message: dict[str, object], content: object) -> None:
     """A list of parts with their unknown keys; results of tools are texts again."""
-    assert conversation([message], "openai")[0]["content"] == content
+    assert seen_by_template([message], "openai")[0]["content"] == content
 
 
 def test_tool_calls_come_in_schema_order_with_parsed_arguments() -> None:
     """Templates that dump a call as JSON show the engine's order of keys; the client's order is kept inside arguments and extras."""
-    (message,) = conversation([{"role": "assistant", "tool_calls": [CALL]}], "string")
+    (message,) = seen_by_template([{"role": "assistant", "tool_calls": [CALL]}], "string")
     assert json.dumps(message["tool_calls"]) == (
         '[{"id": "1", "function": {"arguments": {"b": 1, "a": 2}, "name": "f", "strict": 1}, "type": "function", "index": 0}]'
     )
@@ -89,19 +95,19 @@ def test_tool_calls_come_in_schema_order_with_parsed_arguments() -> None:
 def test_arguments_that_are_no_object_count_as_empty(arguments: str) -> None:
     """A broken call of an earlier turn must not make the conversation unusable."""
     call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": arguments}}
-    (message,) = conversation([{"role": "assistant", "tool_calls": [call]}], "string")
+    (message,) = seen_by_template([{"role": "assistant", "tool_calls": [call]}], "string")
     assert message["tool_calls"] == [{"id": "1", "function": {"arguments": {}, "name": "f"}, "type": "function"}]
 
 
 def test_tools_of_a_developer_come_in_schema_order_if_they_are_tools() -> None:
     """Otherwise they pass as the client wrote them."""
     tools = [{"type": "function", "own": 1, "function": {"parameters": {}, "own": 2, "strict": "yes", "name": "f"}}]
-    (message,) = conversation([{"role": "developer", "content": "a", "tools": tools}], "string")
+    (message,) = seen_by_template([{"role": "developer", "content": "a", "tools": tools}], "string")
     assert (
         json.dumps(message["tools"])
         == '[{"function": {"name": "f", "parameters": {}, "strict": true, "own": 2}, "type": "function", "own": 1}]'
     )
-    (message,) = conversation([{"role": "developer", "content": "a", "tools": 5}], "string")
+    (message,) = seen_by_template([{"role": "developer", "content": "a", "tools": 5}], "string")
     assert message["tools"] == 5
 
 
@@ -147,7 +153,7 @@ REFUSED: list[object] = [
 def test_messages_the_engine_refuses(messages: object) -> None:
     """Each was answered with an error by vLLM 0.32."""
     with pytest.raises(NoTokensError) as absence:
-        conversation(messages, "string")
+        seen_by_template(messages, "string")
     assert absence.value.reason is Reason.ENGINE_REFUSES
 
 
@@ -162,13 +168,13 @@ def test_messages_the_engine_refuses(messages: object) -> None:
 def test_media_are_named_as_the_reason(part: object) -> None:
     """Their placeholders and hashes come from a processor we do not have."""
     with pytest.raises(NoTokensError) as absence:
-        conversation([user(TEXT, part)], "openai")
+        seen_by_template([user(TEXT, part)], "openai")
     assert absence.value.reason is Reason.MULTIMODAL
 
 
 def test_a_template_without_developers_sees_one_system_message_in_front() -> None:
     """Developers speak as the system; empty texts are dropped, lists become lines."""
-    messages = conversation(
+    messages = seen_by_template(
         [
             {"role": "user", "content": "q"},
             {"role": "developer", "content": "d"},
@@ -185,7 +191,7 @@ def test_a_template_without_developers_sees_one_system_message_in_front() -> Non
 
 def test_a_developer_in_front_just_changes_its_name() -> None:
     """Nothing is merged where the order is right already, and nothing at all happens without a developer."""
-    messages = conversation([{"role": "developer", "content": "d"}, {"role": "user", "content": "q"}], "string")
+    messages = seen_by_template([{"role": "developer", "content": "d"}, {"role": "user", "content": "q"}], "string")
     assert without_developer_role(messages) == [{"role": "system", "content": "d"}, {"role": "user", "content": "q"}]
-    messages = conversation([{"role": "user", "content": "q"}, {"role": "system", "content": "late"}], "string")
+    messages = seen_by_template([{"role": "user", "content": "q"}, {"role": "system", "content": "late"}], "string")
     assert without_developer_role(messages) is messages
