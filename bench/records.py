@@ -1,7 +1,6 @@
 """What is measured: the records every other module fills or reads. Pure data; seconds, bytes and counts unless a name says more."""
 
 import statistics
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -145,5 +144,7 @@ class Results:
     answers: list[Row] = field(default_factory=list)
     direct: list[DirectRow] = field(default_factory=list)
     memory: list[MemoryRow] = field(default_factory=list)
-    steps: Sequence[Step] = ()
+    steps: list[Step] = field(default_factory=list)
+    held: dict[str, float] = field(default_factory=dict)
+    """Bytes of memory, by what for."""
     facts: dict[str, str] = field(default_factory=dict)

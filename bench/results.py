@@ -15,6 +15,7 @@ def encode(results: Results) -> bytes:
             "facts": results.facts,
             "calibration_s": _spread(results.calibration),
             "steps": {step.name: _spread(step.seconds) for step in results.steps},
+            "held_bytes": results.held,
             "requests": [_row(row) for row in results.requests],
             "answers": [_row(row) for row in results.answers],
             "one_more_chunk": [

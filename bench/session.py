@@ -10,7 +10,7 @@ from collections.abc import Coroutine, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import TypeVar
 
-from bench import bodies, direct, model_server, procfs, rig, steps, tokens
+from bench import bodies, direct, index, model_server, procfs, rig, steps, tokens
 from bench.load import BenchError, request
 from bench.options import Options
 from bench.records import CHUNKS, LONG, SHORT, DirectRow, MemoryRow, Results, Row, Spread, Work
@@ -41,7 +41,6 @@ class Bench:
         self._progress = progress
         self._model_folder = options.output / "model"
         self._calibrations: list[float] = []
-        self._resident = 0
         self.results = Results()
 
     async def run(self) -> Results:
@@ -53,6 +52,7 @@ class Bench:
             await asyncio.to_thread(materialise, VOCABULARY, self._model_folder)
         blocks = {
             "steps": self._steps,
+            "index": self._index,
             "requests": self._requests,
             "answers": self._answers,
             "direct": self._direct,
@@ -71,7 +71,6 @@ class Bench:
             "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
             "rounds": str(self._options.rounds),
             "seconds a sample": f"{self._options.seconds:g}",
-            **({"resident with one tokenizer": f"{self._resident / 1e6:.0f} MB"} if self._resident else {}),
             "took": f"{time.monotonic() - started:.0f} s",
         }
         return self.results
@@ -80,8 +79,15 @@ class Bench:
 
     async def _steps(self) -> None:
         quick = self._options.quick
-        self.results.steps = [*await steps.measure(self._model_folder, quick=quick), *await tokens.measure(self._model_folder, quick=quick)]
-        self._resident = await tokens.resident(self._model_folder)
+        self.results.steps += [
+            *await steps.measure(self._model_folder, quick=quick),
+            *await tokens.measure(self._model_folder, quick=quick),
+        ]
+        self.results.held["a process with one tokenizer, after long prompts"] = await tokens.resident(self._model_folder)
+
+    async def _index(self) -> None:
+        self.results.steps += await asyncio.to_thread(index.measure, quick=self._options.quick)
+        self.results.held |= await asyncio.to_thread(index.bytes_a_block)
 
     async def _requests(self) -> None:
         for work in Work:

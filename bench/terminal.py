@@ -14,7 +14,9 @@ def render(results: Results) -> str:
     calibration = results.calibration.median
     parts = [f"calibration: json.loads of the 220 KB body takes {_us(calibration)}; times are also given as multiples of it (x cal)"]
     if results.steps:
-        parts.append(_table("Steps of a request, run alone", ("", "CPU", "x cal", "±"), _steps(results.steps, calibration)))
+        parts.append(_table("Steps, run alone", ("", "CPU", "x cal", "±"), _steps(results.steps, calibration)))
+    if results.held:
+        parts.append(_table("Memory held", ("", ""), ((what, _bytes(held)) for what, held in results.held.items())))
     if results.requests:
         head: Cells = ("", "", "CPU a request", "x cal", "Envoy's own", "epp/Envoy", "±", "requests/s")
         parts.append(_table("Requests through a real Envoy, 32 at a time", head, _requests(results.requests, calibration)))
@@ -30,6 +32,10 @@ def render(results: Results) -> str:
             "Goals\n" + "\n".join(f"  {'PASS' if g.passed else 'MISS'}  {g.text}: {g.measured:.2f} (at most {g.limit:g})" for g in found)
         )
     return "\n\n".join(parts) + "\n"
+
+
+def _bytes(size: float) -> str:
+    return f"{size / 1e6:,.0f} MB" if size >= 1e6 else f"{size:,.0f} B"
 
 
 def _steps(steps: Sequence[Step], calibration: float) -> Iterable[Cells]:

@@ -44,5 +44,6 @@ def results(*, fast_us: float = 100.0, chunk_us: float = 5.0, leaked_messages: i
         ]
     run.memory = [MemoryRow("epp fast", 5000, [20480.0, 20480.0], 70 << 20)]
     run.steps = [Step("an access-log entry", Spread((12e-6, 13e-6, 14e-6)))]
+    run.held = {"a process": 210e6, "a block": 119.6}
     run.facts = {"epp": "1", "machine": "a <machine>"}
     return run

@@ -30,7 +30,7 @@ def test_a_peer_with_configurations_of_its_own_does_only_that_work(tmp_path: Pat
     ("arguments", "said"),
     [
         (["--peer-port", "9002"], "there is no --peer"),
-        (["--only", "requests,nonsense"], "'nonsense' is none of steps, requests"),
+        (["--only", "requests,nonsense"], "'nonsense' is none of steps, index, requests"),
         (["--rounds", "0"], "from 1 on"),
         (["--seconds", "fast"], "expected seconds"),
         (["--peer", "x", "--peer-config", "warm=x.yaml"], "'warm' is none of transport, default, precise"),

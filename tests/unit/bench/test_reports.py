@@ -65,6 +65,8 @@ def test_the_text_says_what_was_measured() -> None:
     assert "PASS  fast transport, everything but the decision, 5 KB" in text
     assert "50% (not the limit)" in text
     assert "20.0 KiB" in text
+    assert "210 MB" in text
+    assert "120 B" in text
 
 
 def test_the_file_holds_every_sample() -> None:
