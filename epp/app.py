@@ -365,8 +365,9 @@ class App:
         while True:
             await asyncio.sleep(HOUSEKEEPING_INTERVAL_S)
             self._director.expire()
-            if self._kv_events is None:  # otherwise the source does it, between its own slices
-                self._index.sweep(time.monotonic())
+            # With events their source does it, between its own slices.
+            while self._kv_events is None and self._index.sweep(time.monotonic()):
+                await asyncio.sleep(0)
 
 
 def _ids() -> Callable[[], str]:

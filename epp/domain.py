@@ -110,6 +110,8 @@ class InferenceRequest:
     stream: bool = False
     max_tokens: int | None = None
     cache_salt: str | None = None
+    priority: int | None = None
+    """What the client asks the engine for (vLLM's `priority`: less is sooner)."""
     unreadable: str | None = None
     """Why the body could not be read although a model server might accept it: routed without tokens."""
     target_model: str = ""

@@ -3,7 +3,7 @@
 A decision:
     {"event":"decision", "time":1769860800.123,      Unix seconds
      "id":"...", "request_id":"...",                 ours (joins with "end"); x-request-id
-     "model":"m", "api":"chat",                      null for a request without a body
+     "model":"m", "api":"chat", "priority":null,     null for a request without a body; the priority too where it names none
      "endpoint":"default/a", "destination":"10.0.0.1:8000",   the id of the first choice; the header's value, all choices
      "profile":"default", "weights":{"prefix-cache-scorer":2.0, ...},
      "candidates":[                                  all the pool offered, in its order
@@ -126,6 +126,7 @@ def _decision_record(decision: Decision) -> dict[str, object]:
         "request_id": decision.request_id[:MAX_QUOTED],
         "model": request.model[:MAX_QUOTED] if request is not None else None,
         "api": request.api.value if request is not None else None,
+        "priority": request.priority if request is not None else None,
         "endpoint": decision.endpoint.id,
         "destination": decision.destination,
         "profile": primary.name,

@@ -105,7 +105,7 @@ class RequestParsers:
         rewritten = "" if target == fields.get("model") else target
         if target != model or "model" not in fields:
             fields = {**fields, "model": target}
-        stream, salt, limit = fields.get("stream"), fields.get("cache_salt"), shape.max_tokens(fields)
+        stream, salt = fields.get("stream"), fields.get("cache_salt")
         return InferenceRequest(
             api=decoded.api or shape.api,
             path=path,
@@ -113,8 +113,9 @@ class RequestParsers:
             body=None if decoded.unreadable else fields,
             size_bytes=len(body),
             stream=stream is True,
-            max_tokens=limit if isinstance(limit, int) and not isinstance(limit, bool) else None,
+            max_tokens=_whole_number(shape.max_tokens(fields)),
             cache_salt=salt if isinstance(salt, str) else None,
+            priority=_whole_number(fields.get("priority")),
             unreadable=decoded.unreadable,
             target_model=rewritten,
             answer=shape.answer,
@@ -139,6 +140,10 @@ def _path(headers: Mapping[str, str]) -> str:
         if path := headers.get(name):
             return path.partition("?")[0]
     return names.DEFAULT_PATH
+
+
+def _whole_number(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def _models(fields: Mapping[str, object], headers: Mapping[str, str], *, required: bool) -> tuple[str, str]:

@@ -149,9 +149,12 @@ class _Soak:
         report = self._report
         done, seconds = report.kinds.total(), before_s + time.monotonic() - self._started
         if done % 64 == 0:
+            resident = _footprint(self._picker.pid).resident_bytes
+            if before_s:  # warm
+                report.resident.append(resident)
             self._progress.update(
                 f"{report.transport}: {done:,} of {report.requests:,} requests, {done / seconds:,.0f}/s, "
-                f"epp {_footprint(self._picker.pid).resident_bytes >> 20} MiB, {len(report.problems)} problems"
+                f"epp {resident >> 20} MiB, {len(report.problems)} problems"
             )
 
     async def _settle(self) -> None:

@@ -1,5 +1,6 @@
 """What a soak proves: whether each request went as planned, and whether the picker is empty and no larger afterwards. Pure."""
 
+import statistics
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,7 +10,11 @@ from tests.soak.exchange import Exchange
 from tests.soak.plan import LEAVES, STREAMED, Kind, Plan, json_answer, streamed_answer
 
 MAX_GROWTH_BYTES: Final = 8 << 20
-"""Of the picker's resident memory after the warm-up. A heap goes up and down by half of it; 50 bytes a request leaked in a full soak are more."""
+"""Of the picker's resident memory, median against median of the two halves after the warm-up: a heap goes up and down by as much at any moment. 100
+bytes a request leaked in a full soak are more."""
+
+MIN_SAMPLES: Final = 20
+"""Of memory; with fewer the beginning is held against the end."""
 
 MAX_SETTLE_S: Final = 10.0
 """From the last request until nothing is in flight."""
@@ -110,6 +115,8 @@ class Report:
     picker_cpu_s: float = 0.0
     picker: list[Footprint] = field(default_factory=list)
     """After the warm-up, and at the end."""
+    resident: list[int] = field(default_factory=list)
+    """Bytes of the picker while it works, after the warm-up."""
     envoy: list[Footprint] = field(default_factory=list)
     settled_s: list[float] = field(default_factory=list)
     """How long it took until nothing was under way, after the warm-up and at the end."""
@@ -151,9 +158,14 @@ def _checks(report: Report) -> Iterator[Check]:
     yield Check("no stream is left", nothing, f"{books.streams:,} begun, {books.streams_open:,} open")
     yield Check("Envoy has nothing under way", not books.envoy_active, f"{books.envoy_active:,}")
     before, after = report.picker
-    growth = after.resident_bytes - before.resident_bytes
+    growth = _growth(report.resident) if len(report.resident) >= MIN_SAMPLES else after.resident_bytes - before.resident_bytes
     yield Check(f"memory is flat, within {_mib(MAX_GROWTH_BYTES)}", growth <= MAX_GROWTH_BYTES, f"{growth / (1 << 20):+.1f} MiB")
     yield Check("no file is left open", after.files <= before.files + MAX_MORE_FILES, f"{before.files} before, {after.files} after")
+
+
+def _growth(samples: Sequence[int]) -> float:
+    half = len(samples) // 2
+    return statistics.median(samples[half:]) - statistics.median(samples[:half])
 
 
 def render(reports: Sequence[Report]) -> str:

@@ -34,6 +34,7 @@ def test_a_decision_and_its_end(tmp_path: Path, decide: Decide) -> None:
             "request_id": "r1",
             "model": "tiny",
             "api": "chat",
+            "priority": None,
             "endpoint": "team/a",
             "destination": "10.0.0.1:8000",
             "profile": "default",

@@ -65,6 +65,12 @@ def test_what_json_says(path: str, body: dict[str, object], api: Api, model: str
     assert (request.api, request.model, request.max_tokens, request.cache_salt) == (api, model, limit, salt)
 
 
+@pytest.mark.parametrize(("given", "priority"), [(5, 5), (-1, -1), (True, None), ("5", None), (None, None)])
+def test_priority(given: object, priority: int | None) -> None:
+    """A whole number, as vLLM reads it."""
+    assert parsed("/v1/completions", {"model": "m", "prompt": "p", "priority": given}).priority == priority
+
+
 @pytest.mark.parametrize(("body", "prompt"), [({"text": "hi"}, "hi"), ({"input_ids": [1, 2]}, [1, 2]), ({"text": ["a", "b"]}, ["a", "b"])])
 def test_prompts_of_sglang(body: dict[str, object], prompt: object) -> None:
     """Text and ids are what a completion's prompt is; ids go before text, as in SGLang."""
