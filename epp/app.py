@@ -275,16 +275,19 @@ class App:
 
     def _make_kv_events(self) -> KvEventSource | None:
         params = self._config.precise_prefix
-        if params is None or not params.kv_events_config.discover_pods:
+        events = params.kv_events_config if params else None
+        if events is None or not (events.discover_pods or events.zmq_endpoint):
             return None
-        ports = params.kv_events_config.pod_discovery_config
+        ports = events.pod_discovery_config
         return KvEventSource(
             self._index,
             self._reporter,
-            topic_filter=params.kv_events_config.topic_filter,
+            topic_filter=events.topic_filter,
             socket_port=ports.socket_port,
             replay_port=ports.replay_socket_port,
             clock=time.monotonic,
+            bind=events.zmq_endpoint,
+            discover=events.discover_pods,
         )
 
     def _make_discovery(self) -> FileDiscovery:
@@ -365,8 +368,9 @@ class App:
         while True:
             await asyncio.sleep(HOUSEKEEPING_INTERVAL_S)
             self._director.expire()
-            # With events their source does it, between its own slices.
-            while self._kv_events is None and self._index.sweep(time.monotonic()):
+            more = self._kv_events is None  # with events their source sweeps, between its own slices
+            while more:
+                more = self._index.sweep(time.monotonic())
                 await asyncio.sleep(0)
 
 

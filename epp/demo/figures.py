@@ -4,7 +4,7 @@ Rates are over tokens, not over requests: a hit of 3,000 tokens saves a hundred 
 a whole answer are counted as failed and left out of everything else.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from epp.demo.records import ModeRun, Played
@@ -51,6 +51,14 @@ class Figures:
     pods: tuple[PodLoad, ...]
     prediction: Prediction | None
     """None without a picker that knows prefixes."""
+    stored: Mapping[str, int]
+    """As in ModeRun."""
+
+    @property
+    def stored_as_expected(self) -> float | None:
+        """Share of the requests whose blocks were seen, or contradicted, that filled those which were expected; None: nobody looked."""
+        told = self.stored.get("confirmed", 0) + self.stored.get("contradicted", 0)
+        return self.stored.get("confirmed", 0) / told if told else None
 
     @property
     def hit_rate(self) -> float:
@@ -102,6 +110,7 @@ def measure(run: ModeRun) -> Figures:
         ttft_s=tuple(sorted(request.ttft_s for request in answered)),
         pods=tuple(_load(pod, [request for request in answered if request.pod == pod]) for pod in run.pods),
         prediction=_prediction(run, answered),
+        stored=run.stored,
     )
 
 

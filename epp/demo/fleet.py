@@ -67,6 +67,8 @@ class Fleet:
     processes: Processes
     decision_log: Path
     """Complete when the picker has ended; absent in a mode without one."""
+    metrics: str | None = None
+    """URL of the picker's metrics; None without a picker."""
 
 
 def check_port(port: int) -> None:
@@ -98,9 +100,9 @@ async def route(
     `tell_endpoint`: Envoy tells the client which address answered, for pods that do not tell their names themselves.
     """
     log = folder / "decisions.jsonl"
-    grpc_port = await _start_picker(processes, mode, settings, folder, log) if mode.has_picker else None
+    grpc_port, metrics = await _start_picker(processes, mode, settings, folder, log) if mode.has_picker else (None, None)
     address = await _start_envoy(processes, settings, folder, pods, grpc_port, tell_endpoint=tell_endpoint)
-    return Fleet(address, pods, processes, log)
+    return Fleet(address, pods, processes, log, metrics)
 
 
 async def _start_pods(processes: Processes, settings: Settings, folder: Path) -> list[Pod]:
@@ -149,8 +151,8 @@ class _Endpoint(msgspec.Struct):
     labels: dict[str, str]
 
 
-async def _start_picker(processes: Processes, mode: Mode, settings: Settings, folder: Path, log: Path) -> int:
-    """Returns the port of ext_proc."""
+async def _start_picker(processes: Processes, mode: Mode, settings: Settings, folder: Path, log: Path) -> tuple[int, str]:
+    """Returns the port of ext_proc and the URL of the metrics."""
     config = folder / "epp.yaml"
     config.write_text(
         configs.render(
@@ -178,7 +180,7 @@ async def _start_picker(processes: Processes, mode: Mode, settings: Settings, fo
     )
     # Ready means: tokenizer proven, endpoints known, first replays settled.
     await processes.wait_ready(child, lambda: _serving(health_port), READY_TIMEOUT_S)
-    return grpc_port
+    return grpc_port, f"http://{HOST}:{metrics_port}/metrics"
 
 
 async def _serving(health_port: int) -> bool | None:

@@ -136,5 +136,7 @@ class ModeRun:
     """Parallel to `requests`: hits with one infinite cache."""
     choices: Mapping[str, Choice] = field(default_factory=dict)
     """By request id; empty without a picker."""
+    stored: Mapping[str, int] = field(default_factory=dict)
+    """Requests by what their pods' events said of the blocks they were expected to fill: confirmed, contradicted, unseen."""
     explanations: Sequence[Explanation] = ()
     """One for each request whose hit was not the predicted one."""

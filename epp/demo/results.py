@@ -62,6 +62,7 @@ def _mode(run: ModeRun, figures: Figures) -> dict[str, object]:
             "ttft_p50_s": figures.ttft(0.5),
             "ttft_p90_s": figures.ttft(0.9),
             "busiest_to_mean": figures.busiest_to_mean,
+            "stored": dict(figures.stored),
             "pods": figures.pods,
         },
         "prediction": prediction

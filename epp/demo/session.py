@@ -14,7 +14,7 @@ from pathlib import Path
 import zmq.asyncio
 
 from epp import __version__
-from epp.demo import bound, decisions, explain, figures, fleet, kv_history, page, results, samples, terminal
+from epp.demo import bound, decisions, explain, figures, fleet, kv_history, page, parity, results, samples, terminal
 from epp.demo.blocks import BlockNames
 from epp.demo.client import Client
 from epp.demo.figures import Figures
@@ -105,6 +105,7 @@ async def play_mode(
         )
         requests = await running.processes.during(client.play(workload))
         batches = await _histories(running.pods) if mode is Mode.PRECISE else {}
+        stored = await parity.settled(running.metrics) if mode is Mode.PRECISE and running.metrics is not None else {}
     progress.done(_status(label, requests, workload.requests))
     if not any(request.error is None for request in requests):
         raise DemoError(f"{label}: no request had an answer; the first: {requests[0].error}; logs are in {folder}")
@@ -121,6 +122,7 @@ async def play_mode(
         requests=requests,
         bound_tokens=bound.hit_tokens(spoken, settings.block_size),
         choices=choices,
+        stored=stored,
         explanations=_explain(requests, choices, spoken, batches, settings.block_size) if mode is Mode.PRECISE else (),
     )
 

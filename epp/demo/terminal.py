@@ -36,6 +36,7 @@ def table(figures: Mapping[Mode, Figures]) -> str:
         ("  busiest pod over the mean", [f"{mode.busiest_to_mean:.2f}" for mode in figures.values()]),
         ("prompt tokens computed", [f"{mode.prompt_tokens - mode.hit_tokens:,}" for mode in figures.values()]),
         ("hit foreseen to the token", [_foreseen(mode) for mode in figures.values()]),
+        ("prompts stored as expected", [_or_dash(mode.stored_as_expected) for mode in figures.values()]),
         ("played in", [_seconds(mode.duration_s) for mode in figures.values()]),
     ]
     first = max(len(name) for name, _ in rows)
@@ -104,6 +105,10 @@ def _requests(figures: Figures) -> str:
 
 def _foreseen(figures: Figures) -> str:
     return "-" if figures.prediction is None else _percent(figures.prediction.share)
+
+
+def _or_dash(share: float | None) -> str:
+    return "-" if share is None else _percent(share)
 
 
 def _percent(share: float) -> str:

@@ -47,6 +47,9 @@ def test_precise_routing_pays(run_demo: RunDemo, output: Path, seed: int) -> Non
     assert figures["hit_rate"] >= 0.85 * figures["bound_rate"]
     assert figures["ttft_p90_s"] <= 0.6 * robin["figures"]["ttft_p90_s"]
     assert figures["busiest_to_mean"] <= 1.6
+    # What the pods stored is what was expected of each request: the parity monitor has no false alarm.
+    assert figures["stored"].get("contradicted", 0) <= 0.02 * figures["requests"]
+    assert figures["stored"].get("confirmed", 0) >= 0.9 * figures["requests"]
 
     assert prompts(precise) == prompts(robin)
     requests = precise["requests"]
