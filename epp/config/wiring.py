@@ -156,7 +156,10 @@ def _feed_precise(draft: Draft, wired: list[SourceConfig]) -> list[SourceConfig]
     for plugin in list(draft.plugins.values()):
         if not isinstance(plugin.params, PrecisePrefixCacheParams):
             continue
-        if not plugin.params.kv_events_config.discover_pods:
+        events = plugin.params.kv_events_config
+        if not events.discover_pods and events.zmq_endpoint:
+            continue
+        if not events.discover_pods:
             draft.warn(
                 plugin.place,
                 f"{plugin.name!r} subscribes to no endpoint (kvEventsConfig.discoverPods: false): it knows only what it speculated itself",

@@ -9,16 +9,19 @@ Knows neither sequence numbers (`sequence`) nor who holds what (`index`). Called
 """
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from typing import Final, cast
 
 import msgspec
 
 from epp.domain import EngineHash
-from epp.kvcache.keys import Extras, pack_tokens, wire_extras
+from epp.kvcache.keys import TOKEN_BYTES, Extras, pack_tokens, wire_extras
 
 GPU: Final = "gpu"
+
+# No engine has more to say in one step; a batch with more errors than this is not looked at further.
+MAX_ERRORS: Final = 100
 
 _MASK: Final = (1 << 64) - 1
 
@@ -109,6 +112,8 @@ def decode(payload: bytes) -> Batch:
                 event = _event(raw)
             except _MalformedError as error:
                 errors.append(str(error))
+                if len(errors) == MAX_ERRORS:
+                    break
             else:
                 if event is not None:
                     events.append(event)
@@ -119,18 +124,41 @@ def decode(payload: bytes) -> Batch:
 
 
 def slices(batch: Batch, max_blocks: int) -> Iterator[Batch]:
-    """The batch cut between events into parts of about `max_blocks` blocks, so that none takes long to apply."""
+    """The batch cut into parts of about `max_blocks` blocks, so that none takes long to apply; long events are cut too."""
     part: list[Event] = []
     blocks = 0
     errors = batch.errors
-    for event in batch.events:
-        part.append(event)
-        blocks += 1 if isinstance(event, AllCleared) else len(event.hashes)
-        if blocks >= max_blocks:
-            yield Batch(batch.ts, batch.rank, part, errors)
-            part, blocks, errors = [], 0, ()
+    for whole in batch.events:
+        for event in _pieces(whole, max_blocks):
+            part.append(event)
+            blocks += 1 if isinstance(event, AllCleared) else len(event.hashes)
+            if blocks >= max_blocks:
+                yield Batch(batch.ts, batch.rank, part, errors)
+                part, blocks, errors = [], 0, ()
     if part or errors:
         yield Batch(batch.ts, batch.rank, part, errors)
+
+
+def _pieces(event: Event, max_blocks: int) -> Iterable[Event]:
+    """The same said in several events, where that is possible: a span that is not dense cannot be cut."""
+    if isinstance(event, AllCleared) or len(event.hashes) <= max_blocks:
+        return (event,)
+    starts = range(0, len(event.hashes), max_blocks)
+    if isinstance(event, BlockRemoved):
+        return (replace(event, hashes=event.hashes[start : start + max_blocks]) for start in starts)
+    width = event.block_size * TOKEN_BYTES
+    if not width or len(event.tokens) != width * len(event.hashes):
+        return (event,)
+    return (
+        replace(
+            event,
+            hashes=event.hashes[start : start + max_blocks],
+            parent=event.hashes[start - 1] if start else event.parent,
+            tokens=event.tokens[start * width : (start + max_blocks) * width],
+            extras=event.extras[start : start + max_blocks] if event.extras else None,
+        )
+        for start in starts
+    )
 
 
 def _as_fields(raw: object, names: tuple[str, ...], reason: str) -> dict[str, object]:

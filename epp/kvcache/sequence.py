@@ -9,6 +9,9 @@ A replay asks from the last batch known, not from the one after: the answer then
 proves that it is still the same engine, and a restart nobody saw is noticed. It asks again until an answer reaches the
 first live batch, or, when none waits, brings nothing new: that heals the holes an overrun ROUTER leaves (1.5).
 
+Numbers show a loss only when a later batch comes. So an idle stream is checked from time to time by the same replay,
+which normally brings nothing new, and an engine that refuses to be connected to again is gone with all it held.
+
 Must not know sockets, deadlines or the index. One instance belongs to one thread.
 """
 
@@ -16,12 +19,13 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
-from epp.kvcache.events import Batch
+from epp.kvcache.events import AllCleared, Batch
 
 SEQ_BYTES: Final = 8
 # A replay is given up that brings nothing new this often, or keeps this many live batches waiting.
 MAX_ATTEMPTS: Final = 3
 MAX_QUEUED: Final = 10_000
+MAX_QUEUED_BLOCKS: Final = 200_000
 
 # vLLM counts from 0, llm-d-inference-sim from 1: a stream that begins with either has no lost head.
 _FIRST_SEQS: Final = (0, 1)
@@ -86,6 +90,9 @@ class EventSequence:
         self._newest_ts = float("-inf")
         self._queue: list[tuple[int, Batch]] = []
         """Live batches that wait for the replay to end."""
+        self._queued_blocks = 0
+        self._checking = False
+        """The replay only makes sure that nothing was lost at the end."""
         self._gap_told: int | None = None
         """The batch whose missing predecessors were counted before the replay for them."""
         self._attempts = 0
@@ -94,7 +101,19 @@ class EventSequence:
     @property
     def state(self) -> StreamState:
         """Where the stream stands now."""
-        return StreamState.PARTIAL if self._phase is StreamState.LIVE and self._partial else self._phase
+        if self._phase is StreamState.LIVE or self._checking:
+            return StreamState.PARTIAL if self._partial else StreamState.LIVE
+        return self._phase
+
+    @property
+    def is_replaying(self) -> bool:
+        """A replay is under way, be it only a check."""
+        return self._phase is StreamState.REPLAYING
+
+    @property
+    def heard(self) -> bool:
+        """Something of the engine that speaks now was applied."""
+        return self._last is not None
 
     def connected(self) -> list[Action]:
         """The subscription is established: from now on live batches arrive."""
@@ -108,7 +127,33 @@ class EventSequence:
     def disconnected(self) -> None:
         """The connection broke. Batches that waited are dropped: the replay of the next connection knows which of them still count."""
         self._phase = StreamState.LOST
-        self._queue.clear()
+        self._checking = False
+        self._drop_queue()
+
+    def unreachable(self) -> list[Action]:
+        """After the connection broke, the engine cannot be connected to: the process that held the blocks is gone."""
+        return self._forget() if self._phase is StreamState.LOST and self._last is not None else []
+
+    def check(self) -> list[Action]:
+        """Nothing was heard for a while: make sure that nothing was lost since (rule 6), without a word where all is well."""
+        if self._phase is not StreamState.LIVE or not self._can_replay:
+            return []
+        self._checking = True
+        return self._start_replay()
+
+    def distrust(self) -> list[Action]:
+        """Other witnesses contradict what the stream said: forget it, and learn it anew where a replay can tell."""
+        if self._phase is StreamState.LOST:
+            return self.unreachable()
+        if self._phase is StreamState.CONNECTING:
+            return []
+        self._drop_queue()
+        self._checking = False
+        forgotten = self._forget()
+        if self._can_replay:
+            return forgotten + self._start_replay()
+        self._partial = True
+        return forgotten
 
     def live(self, seq: int, batch: Batch) -> list[Action]:
         """A published batch arrived."""
@@ -118,7 +163,9 @@ class EventSequence:
             # Still read from the broken connection. What does not follow directly, the next connection's replay brings.
             return [self._apply(seq, batch)] if self._last is not None and seq == self._last + 1 else []
         self._queue.append((seq, batch))
-        return self._finish(partial=True) if len(self._queue) >= MAX_QUEUED else []
+        self._queued_blocks += sum(len(event.hashes) for event in batch.events if not isinstance(event, AllCleared))
+        full = len(self._queue) >= MAX_QUEUED or self._queued_blocks >= MAX_QUEUED_BLOCKS
+        return self._finish(partial=True) if full else []
 
     def replayed(self, seq: int, batch: Batch) -> list[Action]:
         """One batch of the answer to the last `Replay`."""
@@ -150,9 +197,10 @@ class EventSequence:
         if self._phase is not StreamState.REPLAYING:
             return []
         if answer.empty and not complete:
-            return self._finish(partial=True)
+            return self._finish(partial=self._partial or not self._checking)
         if answer.empty and self._last is not None:
             # The engine no longer knows the batch it once sent: it is a new one with an empty history.
+            self._checking = False
             return [*self._forget(), self._ask()]
         if complete and not answer.useless and (self._reaches_live() if self._queue else not answer.progress):
             return self._finish(partial=self._partial)
@@ -174,6 +222,10 @@ class EventSequence:
         self._answer = _Answer()
         return Replay(self._last or 0)
 
+    def _drop_queue(self) -> None:
+        self._queue.clear()
+        self._queued_blocks = 0
+
     def _reaches_live(self) -> bool:
         """Nothing is missing before the first live batch that waits."""
         first = self._queue[0][0]
@@ -183,7 +235,9 @@ class EventSequence:
         """Go live: deliver what waited. A gap before the first of it stays, since the replay had its chance to close it."""
         self._phase = StreamState.LIVE
         self._partial = partial
+        self._checking = False
         queue, self._queue = self._queue, []
+        self._queued_blocks = 0
         actions: list[Action] = []
         for i, (seq, batch) in enumerate(queue):
             actions += self._deliver(seq, batch, heal=self._can_replay and i > 0)

@@ -4,6 +4,9 @@
 their own (`kv_streams`); what it decoded is applied here, on the event loop, in parts that take a few milliseconds at
 most, and in order. So readers of the index always see whole parts and never wait.
 
+Engines may also connect to us (`bind`); then `kv_named` tells who speaks. An endpoint heard over its own socket is not
+heard a second time this way.
+
 Ports: the endpoint's labels, then the configured ones, then 5557; a data-parallel rank adds its index to each.
 
 Called by the composition root, which owns its life: `start`, `sync` as often as it likes, `stop`. All methods run on the
@@ -17,27 +20,33 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+import zmq
+
 from epp import names
 from epp.domain import Endpoint, EndpointId
+from epp.errors import ConfigError
 from epp.kvcache.index import PrefixIndex
 from epp.kvcache.sequence import Apply, Clear, Gap, StreamState
 from epp.reporter import Reporter
-from epp.sources.kv_streams import Delivery, Failed, StateChanged, StreamAddress, StreamThread, Timing, Unreachable
+from epp.sources.kv_bound import BOUND
+from epp.sources.kv_messages import Delivery, Failed, Named, StateChanged, StreamAddress, Timing, Told, Unreachable
+from epp.sources.kv_named import NamedPods, StreamKey
+from epp.sources.kv_streams import StreamThread
 
 # A loop callback applies deliveries for this long, which leaves room for the last of them within 5 ms.
 SLICE_S: Final = 0.002
 # Beyond this many deliveries waiting, the thread stops reading.
 MAX_PENDING: Final = 1_000
 TICK_S: Final = 1.0
+# Stands in reports for engines that connected and are no endpoint of ours.
+UNKNOWN_POD: Final = EndpointId("unknown")
 # ZMQ's own default of 1,023 is used up by 340 streams of three sockets each; this is the most it can be told.
 MAX_SOCKETS: Final = 65_535
 
 # An engine that goes away while it is asked for its past has none worth waiting for.
 _SETTLED_STATES: Final = frozenset((StreamState.LIVE, StreamState.PARTIAL, StreamState.LOST))
+_HEARD_STATES: Final = frozenset((StreamState.REPLAYING, StreamState.LIVE, StreamState.PARTIAL))
 _DEFAULT_TIMING: Final = Timing()
-
-StreamKey = tuple[EndpointId, int]
-"""An endpoint and its data-parallel rank."""
 
 
 class _BadPortError(ValueError):
@@ -52,7 +61,7 @@ class _Open:
     serving_port: int
     """With another one it is another engine, even if it publishes where the old one did."""
     address: StreamAddress | None
-    """None: its labels name no port, so nothing can be heard."""
+    """None: we do not connect to it, or its labels name no port."""
 
 
 class KvEventSource:
@@ -69,8 +78,12 @@ class KvEventSource:
         clock: Callable[[], float],
         timing: Timing = _DEFAULT_TIMING,
         max_sockets: int = MAX_SOCKETS,
+        bind: str = "",
+        discover: bool = True,
     ) -> None:
-        """`socket_port`, `replay_port`: base ports of endpoints without labels; None (replay: or 0): 5557, no replay.
+        """`bind`: where engines connect to us, as ZMQ writes it; empty: nowhere. `discover`: connect to each endpoint.
+
+        `socket_port`, `replay_port`: base ports of endpoints without labels; None (replay: or 0): 5557, no replay.
 
         `topic_filter`: a message counts if its topic begins with it or is empty, as vLLM's is by default.
         """
@@ -81,6 +94,13 @@ class KvEventSource:
         self._socket_port = socket_port or names.DEFAULT_KV_EVENTS_PORT
         self._replay_port = replay_port or 0
         self._clock = clock
+        self._discover = discover
+        self._bind = bind
+        self._pods = NamedPods()
+        self._connected: set[StreamKey] = set()
+        """Streams heard over a connection of ours."""
+        self._named: set[StreamKey] = set()
+        """Streams heard over a connection of theirs."""
         prefix = topic_filter.encode()
         self._tokens = itertools.count()
         self._open: dict[StreamKey, _Open] = {}
@@ -101,14 +121,25 @@ class KvEventSource:
             clock=clock,
             timing=timing,
             max_sockets=max_sockets,
+            bind=bind,
         )
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Begin; `loop` is where the index lives."""
+        """Begin; `loop` is where the index lives. Raises ConfigError where `bind` cannot be bound."""
         self._loop = loop
+        try:
+            self._thread.start()
+        except zmq.ZMQError as error:
+            raise ConfigError(
+                f"kvEventsConfig.zmqEndpoint {self._bind!r}: cannot be bound ({error.strerror}); expected tcp://*:PORT with a free port"
+            ) from error
         self._ended = loop.create_future()
         self._tick = loop.call_later(TICK_S, self._on_tick)
-        self._thread.start()
+
+    @property
+    def bound_url(self) -> str:
+        """Where engines connect to, with the port that was chosen; empty: nowhere."""
+        return self._thread.bound_url
 
     def sync(self, endpoints: Sequence[Endpoint]) -> None:
         """Listen to exactly these. An endpoint gone is forgotten at once; one at another address starts anew."""
@@ -118,7 +149,7 @@ class KvEventSource:
             if not any(endpoint_id == key[0] for endpoint_id, _ in wanted):
                 self._index.remove(key[0])
         for key, endpoint in wanted.items():
-            address = self._address(endpoint)
+            address = self._address(endpoint) if self._discover else None
             current = self._open.get(key)
             if current is not None and (current.address, current.serving_port) != (address, endpoint.port):
                 self._close(key)
@@ -128,6 +159,9 @@ class KvEventSource:
         if self._unsettled is None:
             self._unsettled = {stream.token for stream in self._open.values() if stream.address is not None}
         self._check_settled()
+        if self._bind:
+            for key, told in self._pods.sync(endpoints):
+                self._hear_named(key, told)
 
     async def run(self) -> None:
         """Returns once `stop` has ended the thread. Raises RuntimeError where the thread failed: the index would stand still, unnoticed."""
@@ -151,6 +185,8 @@ class KvEventSource:
         self._open[key] = _Open(token, serving_port, address)
         self._keys[token] = key
         if address is None:
+            if not self._discover:
+                return
             self._reporter.kv_event_error(key[0], "port_label")
         else:
             self._thread.open(token, address)
@@ -161,6 +197,8 @@ class KvEventSource:
         if self._unsettled is not None:
             self._unsettled.discard(token)
         self._thread.close(token)
+        self._connected.discard(key)
+        self._named.discard(key)
         self._index.clear(*key)
 
     def _address(self, endpoint: Endpoint) -> StreamAddress | None:
@@ -202,30 +240,62 @@ class KvEventSource:
         while self._pending:
             token, delivery = self._pending.popleft()
             key = self._keys.get(token)
-            if key is not None:
+            if isinstance(delivery, Named):
+                self._on_named(delivery)
+            elif key is not None:
                 self._handle(token, key, delivery)
+            elif token == BOUND and isinstance(delivery, Failed):
+                self._reporter.kv_event_error(UNKNOWN_POD, delivery.reason)
             if self._pending and self._clock() >= until:
                 self._draining = True
                 self._loop.call_soon(self._drain)
                 return
 
-    def _handle(self, token: int, key: StreamKey, delivery: Delivery) -> None:
+    def _handle(self, token: int, key: StreamKey, told: Told) -> None:
+        match told:
+            case StateChanged(state):
+                if state in _HEARD_STATES:
+                    self._connected.add(key)
+                    if key in self._named:  # what it said the other way round would count twice
+                        self._named.discard(key)
+                        self._index.clear(*key)
+                else:
+                    self._connected.discard(key)
+                if state in _SETTLED_STATES:
+                    self._settle(token)
+            case Unreachable():
+                self._settle(token)
+        self._apply(key, told)
+
+    def _on_named(self, named: Named) -> None:
+        key = self._pods.find(named.pod, named.rank)
+        if key is not None:
+            self._hear_named(key, named.told)
+        elif not self._pods.keep(named):
+            self._reporter.kv_event_error(UNKNOWN_POD, "unknown_pod")
+
+    def _hear_named(self, key: StreamKey, told: Told) -> None:
+        """What an engine that connected to us said, unless we hear it over a connection of ours too."""
+        if key in self._connected:
+            self._reporter.kv_event_error(key[0], "both_directions")
+            return
+        self._named.add(key)
+        self._apply(key, told)
+
+    def _apply(self, key: StreamKey, told: Told) -> None:
         endpoint, rank = key
-        match delivery:
+        match told:
             case Apply(batch):
                 self._index.apply(endpoint, rank, batch)
             case Clear():
                 self._index.clear(endpoint, rank)
             case Gap(missing):
                 self._reporter.kv_gap(endpoint, missing)
-            case Failed(reason):
-                self._reporter.kv_event_error(endpoint, reason)
+            case Failed(reason, count):
+                for _ in range(count):
+                    self._reporter.kv_event_error(endpoint, reason)
             case StateChanged(state):
                 self._reporter.kv_stream_state(endpoint, rank, state.value)
-                if state in _SETTLED_STATES:
-                    self._settle(token)
-            case Unreachable():
-                self._settle(token)
 
     def _settle(self, token: int) -> None:
         if self._unsettled:

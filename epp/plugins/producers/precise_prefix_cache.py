@@ -120,8 +120,8 @@ class PodDiscoveryConfig:
 class KVEventsConfig:
     """`kvEventsConfig`."""
 
-    zmq_endpoint: Annotated[str, NOT_YET] = ""
-    """One global socket that engines connect to."""
+    zmq_endpoint: str = ""
+    """Where engines connect to, as ZMQ writes it ("tcp://*:5557"); empty: nowhere."""
     topic_filter: str = "kv@"
     """Prefix of the ZMQ topics to subscribe to."""
     concurrency: Annotated[int, NO_EFFECT] = 4

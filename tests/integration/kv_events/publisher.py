@@ -19,10 +19,12 @@ from epp.domain import Endpoint, EndpointId, TokenizedRequest, TokenState
 from epp.kvcache.index import PrefixIndex
 from epp.reporter import Reporter
 from epp.sources.kv_events import KvEventSource
-from epp.sources.kv_streams import Timing
+from epp.sources.kv_messages import Timing
 
 BLOCK_SIZE = 4
 END_OF_REPLAY = b"\xff" * 8
+
+QUICK = Timing(replay_idle_s=0.5, connect_s=1.0, reconnect_s=0.02, reconnect_max_s=0.1, flood_pause_s=0.5)
 
 _hashes = itertools.count(1 << 40)
 
@@ -30,9 +32,10 @@ _hashes = itertools.count(1 << 40)
 class Publisher:
     """One engine process; a restart is a new one on the same ports."""
 
-    def __init__(self, *, port: int = 0, replay_port: int = 0, topic: bytes = b"", ring: int = 10_000) -> None:
+    def __init__(self, *, port: int = 0, replay_port: int = 0, topic: bytes = b"", ring: int = 10_000, connect: str = "") -> None:
+        """`connect`: publish to this address of a picker that binds."""
         self._context = zmq.asyncio.Context()
-        self._pub = self._bind(zmq.XPUB, port)
+        self._pub = self._connect(connect) if connect else self._bind(zmq.XPUB, port)
         self._router = self._bind(zmq.ROUTER, replay_port)
         self._topic = topic
         self._seq = itertools.count()
@@ -129,9 +132,14 @@ class Publisher:
         socket.bind(f"tcp://127.0.0.1:{port or '*'}")
         return socket
 
+    def _connect(self, url: str) -> zmq.asyncio.Socket:
+        socket = self._context.socket(zmq.XPUB)
+        socket.connect(url)
+        return socket
+
     @staticmethod
     def _port_of(socket: zmq.asyncio.Socket) -> int:
-        return int(socket.getsockopt_string(zmq.LAST_ENDPOINT).rpartition(":")[2])
+        return int(socket.getsockopt_string(zmq.LAST_ENDPOINT).rpartition(":")[2].rstrip("/") or 0)
 
 
 class Notes(Reporter):
@@ -155,7 +163,9 @@ class Notes(Reporter):
 class Rig:
     """An index fed by a source that listens to some publishers."""
 
-    def __init__(self, *, topic_filter: str = "kv@", max_sockets: int = 1024) -> None:
+    def __init__(
+        self, *, topic_filter: str = "kv@", max_sockets: int = 1024, bind: str = "", discover: bool = True, timing: Timing = QUICK
+    ) -> None:
         self.notes = Notes()
         self.index = PrefixIndex(self.notes, default_block_size=16)
         self.source = KvEventSource(
@@ -165,8 +175,10 @@ class Rig:
             socket_port=None,
             replay_port=None,
             clock=time.monotonic,
-            timing=Timing(replay_idle_s=0.5, connect_s=1.0, reconnect_s=0.02, reconnect_max_s=0.1),
+            timing=timing,
             max_sockets=max_sockets,
+            bind=bind,
+            discover=discover,
         )
         self.source.start(asyncio.get_running_loop())
 

@@ -98,7 +98,6 @@ NOT_YET = {
     "encode-prefill-decode": ["plugins[1].type: 'encode-filter'", "plugins[4].type: 'disagg-profile-handler'"],
     "engine-metrics": ["engineConfigs[0].customMetrics: known"],
     "flow-control": ["line 3: featureGates[0]: ", "line 6: plugins[1].type: 'round-robin-fairness-policy'", "line 10: flowControl: known"],
-    "global-socket": ["plugins[1].parameters.kvEventsConfig.zmqEndpoint: 'tcp://0.0.0.0:5557' is known"],
     "gpu-attribute": ["plugins[0].type: 'dcgm-data-source'", "plugins[2].type: 'endpoint-attribute-filter'"],
     "lora-affinity": ["plugins[6].type: 'lora-affinity-scorer'"],
     "prefill-decode": ["plugins[3].type: 'prefill-filter'"],

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from epp.kvcache.events import AllCleared, Batch, BlockRemoved, BlockStored, decode, slices
+from epp.kvcache.events import MAX_ERRORS, AllCleared, Batch, BlockRemoved, BlockStored, decode, slices
 from epp.kvcache.keys import pack_tokens
 
 TOKENS = [11, 12, 13, 14]
@@ -234,3 +234,21 @@ def test_a_long_batch_is_cut_between_events() -> None:
     assert [len(part.events) for part in parts] == [2, 2, 2, 2, 2]
     assert [event for part in parts for event in part.events] == list(batch.events)
     assert [part.errors for part in parts] == [("event",), (), (), (), ()]
+
+
+def test_a_long_event_is_cut_between_blocks() -> None:
+    """Each part goes on where the one before ended, so that applying them one after the other gives the same chain."""
+    event = stored(block_hashes=[7, 8, 9], token_ids=[1, 2, 3, 4, 5, 6], extra_keys=[["a"], None, ["b"]], parent_block_hash=None)
+    parts = [part.events[0] for part in slices(Batch(1.0, events=[event]), 2)]
+
+    assert [(part.hashes, part.parent, part.tokens, part.extras) for part in parts if isinstance(part, BlockStored)] == [
+        ([7, 8], None, pack_tokens([1, 2, 3, 4]), [(("salt", "a"),), ()]),
+        ([9], 8, pack_tokens([5, 6]), [(("mm", "b"),)]),
+    ]
+    (removed, rest) = [part.events[0] for part in slices(decode(encode(["BlockRemoved", [1, 2, 3]])), 2)]
+    assert (removed, rest) == (BlockRemoved([1, 2]), BlockRemoved([3]))  # type: ignore[list-item]  # NewType
+
+
+def test_a_batch_of_nothing_but_errors_is_not_read_to_its_end() -> None:
+    """What a liar costs is bounded."""
+    assert len(decode(encode(*[None] * 10_000)).errors) == MAX_ERRORS

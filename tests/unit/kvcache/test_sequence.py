@@ -62,6 +62,26 @@ WITHOUT_REPLAY = {
         live 2@3        -> apply 2                      [live]
         live 1@?        ->
     """,
+    "an engine that refuses to be connected to again is gone with its cache": """
+        connect         ->
+        live 0@1 1@2    -> apply 0, apply 1
+        drop            ->                              [lost]
+        refused         -> clear                        [lost]
+        refused         ->
+        connect         ->                              [live]
+        live 0@9        -> apply 0                      [live]
+    """,
+    "where other witnesses contradict, nothing said so far counts": """
+        connect         ->
+        live 0@1 1@2    -> apply 0, apply 1
+        distrust        -> clear                        [partial]
+        live 2@3        -> apply 2                      [partial]
+    """,
+    "nothing can be checked": """
+        connect         ->
+        live 0@1        -> apply 0
+        check           ->                              [live]
+    """,
     "after a connection breaks the stream goes on where it was": """
         connect         ->
         live 0@1        -> apply 0
@@ -232,6 +252,61 @@ WITH_REPLAY = {
         reply 0@1 1@2   -> apply 0, apply 1
         end             -> clear, apply 0               [live]
     """,
+    "a check of an idle stream where nothing was lost": """
+        connect         -> replay 0
+        end             ->
+        live 0@1 1@2    -> apply 0, apply 1
+        check           -> replay 1                     [live]
+        reply 1@2       ->
+        end             ->                              [live]
+    """,
+    "a check brings back what was lost at the end": """
+        connect         -> replay 0
+        end             ->
+        live 0@1        -> apply 0
+        check           -> replay 0                     [live]
+        live 3@4        ->
+        reply 0@1 1@2 2@3 -> apply 1, apply 2
+        end             -> apply 3                      [live]
+    """,
+    "a check finds another engine, which says nothing by itself": """
+        connect         -> replay 0
+        end             ->
+        live 0@1 1@2    -> apply 0, apply 1
+        check           -> replay 1                     [live]
+        end             -> clear, replay 0              [replaying]
+        reply 0@9       -> apply 0
+        end             -> replay 0
+        reply 0@9       ->
+        end             ->                              [live]
+    """,
+    "a check nobody answers proves nothing": """
+        connect         -> replay 0
+        end             ->
+        live 0@1        -> apply 0
+        check           -> replay 0                     [live]
+        live 1@2        ->
+        silence         -> apply 1                      [live]
+    """,
+    "an engine that refuses is gone; what comes back is learnt from the beginning": """
+        connect         -> replay 0
+        end             ->
+        live 0@1 1@2    -> apply 0, apply 1
+        drop            ->                              [lost]
+        refused         -> clear
+        connect         -> replay 0                     [replaying]
+        reply 0@9       -> apply 0
+    """,
+    "where other witnesses contradict, everything is learnt anew": """
+        connect         -> replay 0
+        end             ->
+        live 0@1 1@2    -> apply 0, apply 1
+        distrust        -> clear, replay 0              [replaying]
+        reply 0@1 1@2   -> apply 0, apply 1
+        end             -> replay 1
+        reply 1@2       ->
+        end             ->                              [live]
+    """,
     "replies after the replay was given up change nothing": """
         connect         -> replay 0
         silence         ->                              [partial]
@@ -248,6 +323,8 @@ def perform(sequence: EventSequence, step: str) -> list[Action]:
     if verb == "drop":
         sequence.disconnected()
         return []
+    if verb in ("refused", "check", "distrust"):
+        return {"refused": sequence.unreachable, "check": sequence.check, "distrust": sequence.distrust}[verb]()
     if verb in ("end", "silence"):
         return sequence.replay_ended(complete=verb == "end")
     actions = []

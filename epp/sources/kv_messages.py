@@ -1,0 +1,115 @@
+"""What the KV-event thread and the event loop say to each other, and the bounds both keep.
+
+Plain records; no sockets, no clock. `kv_stream`, `kv_replay`, `kv_bound` and `kv_streams` make deliveries on their thread;
+`kv_events` takes them on the loop.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+from epp.kvcache.sequence import Apply, Clear, Gap, StreamState
+
+LIVE_HIGH_WATER_MARK: Final = 10_000
+# A step announces what it computes: 30,000 tokens are 200 KB. A peer that sends more than this at once is cut off.
+MAX_MESSAGE_BYTES: Final = 4 << 20
+# One stream's share of a turn; then the next has its own.
+MESSAGES_A_TURN: Final = 64
+BYTES_A_TURN: Final = 512 << 10
+# Blocks in one part handed to the event loop.
+BLOCKS_A_PART: Final = 512
+# No engine publishes faster than this for long: (a second, at once). What was received and not looked at stays below BACKLOG.
+MESSAGES_ALLOWED: Final = (2_000, 2_000)
+BYTES_ALLOWED: Final = (16 << 20, 16 << 20)
+BACKLOG: Final = 2_500
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Patience with peers; seconds."""
+
+    replay_idle_s: float = 2.0
+    """A replay socket silent for this long is given up."""
+    replay_total_s: float = 120.0
+    """So is a replay that takes this long in all."""
+    connect_s: float = 5.0
+    """An endpoint not connected by then keeps nobody waiting for the start-up; it is tried on."""
+    reconnect_s: float = 0.1
+    reconnect_max_s: float = 1.0
+    """First and longest pause between attempts to connect."""
+    attempt_s: float = 3.0
+    """An attempt to connect, handshake included, that takes this long has failed."""
+    heartbeat_s: float = 2.0
+    """A peer that answers no ZMTP ping for three times this is taken for disconnected."""
+    check_s: float = 30.0
+    """A stream silent for this long is checked for what it lost at its end."""
+    flood_pause_s: float = 5.0
+    """A peer that sends more than an engine can is not listened to for this long."""
+    sources_s: float = 10.0
+    """Pause before an endpoint that is not heard is asked again where it publishes."""
+
+
+@dataclass(frozen=True, slots=True)
+class StreamAddress:
+    """Where one (endpoint, rank) publishes."""
+
+    host: str
+    """IP literal, without brackets."""
+    port: int
+    replay_port: int | None
+
+    def url(self, port: int) -> str:
+        """As ZMQ writes it."""
+        return f"tcp://[{self.host}]:{port}" if ":" in self.host else f"tcp://{self.host}:{port}"
+
+
+@dataclass(frozen=True, slots=True)
+class StateChanged:
+    """The stream's state is another one."""
+
+    state: StreamState
+
+
+@dataclass(frozen=True, slots=True)
+class Unreachable:
+    """No connection within the patience of a start-up."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """Something about the stream was wrong: low-cardinality reason, and how often since it was last told."""
+
+    reason: str
+    count: int = 1
+
+
+Told = Apply | Clear | Gap | StateChanged | Unreachable | Failed
+"""What came of one stream."""
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """What came of an engine that connected to us; `pod` and `rank` are its own words."""
+
+    pod: str
+    rank: int
+    told: Told
+
+
+Delivery = Told | Named
+
+
+class Allowance:
+    """Token bucket: so much a second, and so much at once. Pure."""
+
+    __slots__ = ("_at", "_left", "_limit", "_rate")
+
+    def __init__(self, rate_and_burst: tuple[int, int], now: float) -> None:
+        self._rate, self._limit = rate_and_burst
+        self._left = float(self._limit)
+        self._at = now
+
+    def take(self, amount: int, now: float) -> bool:
+        """Spend; False: that was more than there is."""
+        self._left = min(self._limit, self._left + (now - self._at) * self._rate) - amount
+        self._at = now
+        return self._left >= 0

@@ -1,0 +1,323 @@
+"""One (endpoint, rank) we subscribe to: its SUB socket, the monitor of that, and a replay while one runs (spec/kv.md 1.2-1.6).
+
+Translates frames into calls of its `EventSequence` and performs the actions that returns. A turn reads a share of what is
+there, in messages and bytes, so that a peer that floods starves nobody; one that sends more than any engine can is cut off
+for some seconds, which also frees what libzmq had read ahead of it. Errors are counted and told once a turn.
+
+Owned by `kv_streams.StreamThread` and used on its thread only.
+"""
+
+import contextlib
+from collections import Counter, deque
+from typing import Final, Protocol
+
+import zmq
+from zmq.utils.monitor import recv_monitor_message
+
+from epp.kvcache.events import decode, slices
+from epp.kvcache.sequence import Action, Apply, EventSequence, Replay, StreamState, parse_seq
+from epp.sources.kv_messages import (
+    BACKLOG,
+    BLOCKS_A_PART,
+    BYTES_A_TURN,
+    BYTES_ALLOWED,
+    LIVE_HIGH_WATER_MARK,
+    MESSAGES_A_TURN,
+    MESSAGES_ALLOWED,
+    Allowance,
+    Delivery,
+    Failed,
+    StateChanged,
+    StreamAddress,
+    Timing,
+    Unreachable,
+)
+from epp.sources.kv_replay import HIGH_WATER_MARK as REPLAY_HIGH_WATER_MARK
+from epp.sources.kv_replay import ReplaySocket, is_end, read_reply
+
+# CLOSED: an attempt to connect failed.
+_WATCHED_EVENTS: Final = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED
+_FOREVER: Final = float("inf")
+
+
+class Host(Protocol):
+    """What a stream needs of the thread that owns it."""
+
+    timing: Timing
+    poller: zmq.Poller
+
+    def now(self) -> float:
+        """Monotonic seconds."""
+
+    def accepts(self, topic: bytes) -> bool:
+        """Whether messages with this topic count."""
+
+    def socket(self, kind: int, high_water_mark: int) -> "zmq.Socket[bytes]":
+        """An unconnected socket; raises ZMQError where there are none left."""
+
+    def deliver(self, token: int, delivery: Delivery) -> None:
+        """Hand over to the event loop."""
+
+    def take_replay_slot(self, stream: "Stream") -> bool:
+        """Whether a replay may run now; if not, `Stream.replay_may_run` is called when it may."""
+
+    def free_replay_slot(self, stream: "Stream") -> None:
+        """The stream's replay is over, or no longer wanted."""
+
+
+class Stream:
+    """The sockets and the sequence of one (endpoint, rank)."""
+
+    def __init__(self, host: Host, token: int, address: StreamAddress) -> None:
+        self._host = host
+        self._token = token
+        self._address = address
+        self._sequence = EventSequence(replay=address.replay_port is not None)
+        self._told: StreamState | None = None
+        self._errors: Counter[str] = Counter()
+        now = host.now()
+        self._messages, self._bytes = Allowance(MESSAGES_ALLOWED, now), Allowance(BYTES_ALLOWED, now)
+        self._backlog: deque[list[bytes]] = deque()
+        """Received and not looked at."""
+        self._sub: zmq.Socket[bytes] | None = None
+        self._monitor: zmq.Socket[bytes] | None = None
+        self._replay: ReplaySocket | None = None
+        self._replay_start: int | None = None
+        """Asked for by the sequence, and waiting for a slot."""
+        self._patience: float | None = now + host.timing.connect_s
+        self._replay_deadline = self._replay_idle = self._resume_at = self._check_at = _FOREVER
+
+    def connect(self) -> None:
+        """Begin, or begin again; raises ZMQError where there are no sockets left or the address cannot be read."""
+        sub = self._host.socket(zmq.SUB, LIVE_HIGH_WATER_MARK)
+        try:
+            sub.subscribe(b"")
+            # Before connecting, so that no connection goes unnoticed.
+            monitor: zmq.Socket[bytes] = sub.get_monitor_socket(_WATCHED_EVENTS)
+        except zmq.ZMQError:
+            sub.close(linger=0)
+            raise
+        self._sub, self._monitor = sub, monitor
+        for socket in (monitor, sub):
+            self._host.poller.register(socket, zmq.POLLIN)
+        self._tell_state()
+        sub.connect(self._address.url(self._address.port))
+
+    def close(self) -> None:
+        """Close every socket."""
+        self._close_replay()
+        self._close_live()
+
+    @property
+    def deadline(self) -> float:
+        """When `expire` has to be called at the latest; minus infinity while anything received waits to be looked at."""
+        if self._backlog or (self._replay is not None and self._replay.waits):
+            return -_FOREVER
+        patience = self._patience if self._patience is not None else _FOREVER
+        return min(patience, self._replay_idle, self._replay_deadline, self._resume_at, self._check_at)
+
+    def check(self) -> None:
+        """Make sure that nothing was lost at the end."""
+        self._perform(self._sequence.check())
+
+    def distrust(self) -> None:
+        """Other witnesses contradict what the stream said."""
+        self._perform(self._sequence.distrust())
+
+    def replay_may_run(self) -> None:
+        """A slot is free: send the request that waits."""
+        if self._replay_start is not None:
+            self._ask(self._replay_start)
+
+    def receive_replies(self) -> None:
+        """Take replies off the wire, even while the event loop is behind."""
+        if self._replay is not None and self._replay.receive():
+            self._replay_idle = self._host.now() + self._host.timing.replay_idle_s
+
+    def turn(self, readable: "dict[zmq.Socket[bytes], int]") -> None:
+        """Read a share of what is there: connection events first, since they say what a number means."""
+        if self._monitor in readable:
+            self._watch()
+        self._look_at_replies()
+        if self._sub in readable:
+            self._receive()
+        self._listen()
+        if self._errors:
+            for reason, count in self._errors.items():
+                self._deliver(Failed(reason, count))
+            self._errors.clear()
+
+    def expire(self, now: float) -> None:
+        """Lose patience, or try again, where it is time to."""
+        if self._patience is not None and now >= self._patience:
+            self._patience = None
+            self._deliver(Unreachable())
+        if now >= min(self._replay_idle, self._replay_deadline):
+            self._end_replay(complete=False)
+        if now >= self._resume_at:
+            self._resume_at = _FOREVER
+            try:
+                self.connect()
+            except zmq.ZMQError:
+                self._errors["sockets"] += 1
+                self._resume_at = now + self._host.timing.flood_pause_s
+        if now >= self._check_at:
+            self._check_at = _FOREVER
+            self.check()
+
+    # --- the connection ------------------------------------------------------------------------------------------
+    def _watch(self) -> None:
+        for _ in range(MESSAGES_A_TURN):
+            if self._monitor is None or not self._monitor.poll(0):
+                return
+            event = recv_monitor_message(self._monitor)["event"]
+            if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                self._patience = None
+                self._perform(self._sequence.connected())
+            else:
+                self._on_no_connection()
+
+    def _on_no_connection(self) -> None:
+        """It broke, or an attempt failed."""
+        if self._patience is not None:  # refused: there is no engine to wait for
+            self._patience = None
+            self._deliver(Unreachable())
+        if self._sequence.state is StreamState.LOST:
+            self._backlog.clear()  # of an engine that is gone
+            self._perform(self._sequence.unreachable())
+        elif self._sequence.state is not StreamState.CONNECTING:
+            self._lose()
+
+    def _lose(self) -> None:
+        self._close_replay()
+        self._sequence.disconnected()
+        self._perform([])
+
+    def _receive(self) -> None:
+        """Take messages off the wire without looking at them: fast enough to notice a flood before libzmq's queue is full of it."""
+        with contextlib.suppress(zmq.Again):
+            while self._sub is not None and len(self._backlog) < BACKLOG:
+                frames = self._sub.recv_multipart(zmq.NOBLOCK)
+                now = self._host.now()
+                if not self._messages.take(1, now) or not self._bytes.take(sum(map(len, frames)), now):
+                    self._cut_off(now)
+                    return
+                self._backlog.append(frames)
+
+    def _listen(self) -> None:
+        budget = BYTES_A_TURN
+        for _ in range(MESSAGES_A_TURN):
+            if budget < 0 or not self._backlog:
+                return
+            frames = self._backlog.popleft()
+            budget -= sum(map(len, frames))
+            self._on_live(frames)
+
+    def _cut_off(self, now: float) -> None:
+        """More than any engine sends: closing frees what libzmq read ahead, and costs the peer its stream only."""
+        self._errors["flood"] += 1
+        self._backlog.clear()
+        self._lose()
+        self._close_live()
+        self._resume_at = now + self._host.timing.flood_pause_s
+
+    def _on_live(self, frames: list[bytes]) -> None:
+        seq = parse_seq(frames[1]) if len(frames) == 3 else None
+        if seq is None:
+            self._errors["frames"] += 1
+        elif not self._host.accepts(frames[0]):
+            self._errors["topic"] += 1
+        else:
+            self._perform(self._sequence.live(seq, decode(frames[2])))
+
+    def _close_live(self) -> None:
+        if self._sub is not None and self._monitor is not None:
+            for socket in (self._monitor, self._sub):
+                self._host.poller.unregister(socket)
+            self._sub.disable_monitor()
+            self._monitor.close(linger=0)
+            self._sub.close(linger=0)
+        self._sub = self._monitor = None
+
+    # --- replay --------------------------------------------------------------------------------------------------
+    def _look_at_replies(self) -> None:
+        replay, budget = self._replay, BYTES_A_TURN
+        while replay is not None and replay is self._replay and replay.waits and budget > 0:
+            frames = replay.next()
+            budget -= sum(map(len, frames)) + 1024
+            topic, seq, payload = read_reply(frames)
+            if seq is None:
+                self._errors["replay_frames"] += 1
+            elif is_end(frames):
+                self._end_replay(complete=True)
+            elif topic is None or self._host.accepts(topic):
+                self._perform(self._sequence.replayed(seq, decode(payload)))
+        if replay is not None and replay is self._replay and replay.cut_off and not replay.waits:
+            self._end_replay(complete=False)
+
+    def _end_replay(self, *, complete: bool) -> None:
+        self._close_replay_socket()
+        if not complete and self._host.now() >= self._replay_deadline:
+            self._perform(self._sequence.give_up())
+        else:
+            self._perform(self._sequence.replay_ended(complete=complete))
+
+    def _ask(self, start: int) -> None:
+        self._close_replay_socket()
+        self._replay_start = start
+        if not self._host.take_replay_slot(self):
+            return
+        self._replay_start = None
+        port = self._address.replay_port
+        assert port is not None
+        now = self._host.now()
+        self._replay_idle = now + self._host.timing.replay_idle_s
+        if self._replay_deadline == _FOREVER:
+            self._replay_deadline = now + self._host.timing.replay_total_s
+        try:
+            dealer = self._host.socket(zmq.DEALER, REPLAY_HIGH_WATER_MARK)
+            self._replay = ReplaySocket(dealer, self._address.url(port), start, self._host.poller)
+        except zmq.ZMQError:
+            self._errors["sockets"] += 1
+            self._perform(self._sequence.give_up())
+
+    def _close_replay_socket(self) -> None:
+        self._replay_idle = _FOREVER
+        if self._replay is not None:
+            self._replay.close()
+            self._replay = None
+
+    def _close_replay(self) -> None:
+        self._close_replay_socket()
+        self._replay_deadline = _FOREVER
+        self._replay_start = None
+        self._host.free_replay_slot(self)
+
+    # --- what the sequence decides -------------------------------------------------------------------------------
+    def _perform(self, actions: list[Action]) -> None:
+        replay = None
+        for action in actions:
+            match action:
+                case Apply(batch):
+                    for part in slices(batch, BLOCKS_A_PART):
+                        self._deliver(Apply(part))
+                case Replay():
+                    replay = action
+                case _:
+                    self._deliver(action)
+        if not self._sequence.is_replaying:
+            self._close_replay()
+            self._check_at = self._host.now() + self._host.timing.check_s if self._sequence.state is not StreamState.LOST else _FOREVER
+        elif replay is not None:
+            self._check_at = _FOREVER
+            self._ask(replay.start)
+        self._tell_state()
+
+    def _tell_state(self) -> None:
+        state = self._sequence.state
+        if state is not self._told:
+            self._told = state
+            self._deliver(StateChanged(state))
+
+    def _deliver(self, delivery: Delivery) -> None:
+        self._host.deliver(self._token, delivery)

@@ -1,0 +1,65 @@
+"""What no sequence number tells: losses at the end of a stream, engines that die, peers that flood."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from epp.domain import EndpointId
+from epp.testing.waiting import eventually
+from tests.integration.kv_events.publisher import QUICK, Publisher, Rig, endpoint
+
+Publish = Callable[..., Publisher]
+PROMPT = list(range(1, 17))
+OTHER = list(range(101, 117))
+
+
+async def test_a_loss_at_the_end_of_an_idle_stream_is_found(publish: Publish) -> None:
+    """No later batch shows the hole; the check does."""
+    rig = Rig(timing=replace(QUICK, check_s=0.1))
+    pod = publish()
+    rig.source.sync([endpoint("a", pod)])
+    await rig.settled()
+    await pod.store(PROMPT)
+    await eventually(lambda: rig.hit_tokens("a", PROMPT) == 16)
+    await pod.evict(PROMPT, lost=True)
+    await eventually(lambda: rig.hit_tokens("a", PROMPT) == 12)
+
+    assert rig.state("a") == "live"
+    await rig.source.stop()
+
+
+async def test_an_engine_that_is_gone_holds_nothing(rig: Rig, publish: Publish) -> None:
+    """Without a replay socket too: a refused connection says it, long before a new engine publishes."""
+    pod = publish()
+    rig.source.sync([endpoint("a", pod, replay=False)])
+    await rig.settled()
+    await pod.subscribed()
+    await pod.store(PROMPT)
+    await eventually(lambda: rig.hit_tokens("a", PROMPT) == 16)
+
+    await pod.stop()
+    await eventually(lambda: rig.hit_tokens("a", PROMPT) == 0)
+    assert rig.state("a") == "lost"
+
+
+async def test_a_peer_that_floods_is_cut_off_and_heard_again(rig: Rig, publish: Publish) -> None:
+    """It loses its stream for a moment; its neighbour hears no difference, and what it holds is learnt by replay."""
+    bad, good = publish(), publish()
+    rig.source.sync([endpoint("bad", bad), endpoint("good", good)])
+    await rig.settled()
+    await bad.subscribed()
+    await bad.store(PROMPT)
+    await eventually(lambda: rig.hit_tokens("bad", PROMPT) == 16)
+
+    async def flooded() -> bool:
+        for _ in range(2_000):
+            await bad.send([b"", b"\0"])
+        return (EndpointId("bad"), "flood") in rig.notes.errors
+
+    await eventually(flooded)
+    await good.store(OTHER)
+    await eventually(lambda: rig.hit_tokens("good", OTHER) == 16)
+    await eventually(lambda: rig.state("bad") == "live")
+
+    assert rig.hit_tokens("bad", PROMPT) == 16
+    assert "lost" in rig.notes.states[EndpointId("bad")]
+    assert {name for name, _ in rig.notes.errors} == {"bad"}
