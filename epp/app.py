@@ -125,7 +125,8 @@ class App:
         precise = self._config.precise_prefix
         unit = precise.token_processor_config.unit if precise else 1
         # Without events nothing that is expected of engines could ever be seen.
-        watched = precise is not None and precise.kv_events_config.discover_pods
+        events = precise.kv_events_config if precise else None
+        watched = events is not None and (events.discover_pods or bool(events.zmq_endpoint))
         predictions = Predictions(time.monotonic, settled=ParityMonitor(self._reporter).settled, prefill_ended=self._on_prefill_ended)
         self._index = PrefixIndex(self._reporter, default_block_size=unit, predictions=predictions if watched else None)
         built = config.build(self._config, Collaborators(index=self._index), self._reporter)
@@ -324,6 +325,8 @@ class App:
         self._pool.apply(scraped)
         if scraped.metrics.block_size:
             self._index.set_block_size(scraped.endpoint, scraped.metrics.block_size)
+        if self._kv_events and scraped.metrics.num_blocks:
+            self._kv_events.reconcile(scraped.endpoint, scraped.metrics.num_blocks)
 
     # --- tasks ----------------------------------------------------------------------------------------------
 

@@ -37,6 +37,9 @@ from epp.sources.kv_streams import StreamThread
 SLICE_S: Final = 0.002
 # Beyond this many deliveries waiting, the thread stops reading.
 MAX_PENDING: Final = 1_000
+# A replay that does not bring the truth either is not asked for again at once.
+DISTRUST_S: Final = 60.0
+_NEVER: Final = float("-inf")
 TICK_S: Final = 1.0
 # Stands in reports for engines that connected and are no endpoint of ours.
 UNKNOWN_POD: Final = EndpointId("unknown")
@@ -97,6 +100,8 @@ class KvEventSource:
         self._discover = discover
         self._bind = bind
         self._pods = NamedPods()
+        self._distrusted: dict[EndpointId, float] = {}
+        """When what an endpoint said was last forgotten for another witness's word."""
         self._connected: set[StreamKey] = set()
         """Streams heard over a connection of ours."""
         self._named: set[StreamKey] = set()
@@ -163,6 +168,20 @@ class KvEventSource:
             for key, told in self._pods.sync(endpoints):
                 self._hear_named(key, told)
 
+    def reconcile(self, endpoint: EndpointId, num_blocks: int) -> None:
+        """The engine says how many blocks it has (cache_config_info): one that is taken to hold more has lost some of which nobody told us.
+
+        Then what it said is forgotten, and learnt anew where a replay can tell.
+        """
+        now = self._clock()
+        if self._index.blocks(endpoint) <= num_blocks or now - self._distrusted.get(endpoint, _NEVER) < DISTRUST_S:
+            return
+        self._distrusted[endpoint] = now
+        self._reporter.kv_event_error(endpoint, "more_blocks_than_the_engine_has")
+        for key, opened in self._open.items():
+            if key[0] == endpoint:
+                self._thread.distrust(opened.token)
+
     async def run(self) -> None:
         """Returns once `stop` has ended the thread. Raises RuntimeError where the thread failed: the index would stand still, unnoticed."""
         assert self._ended is not None, "start() comes first"
@@ -199,6 +218,7 @@ class KvEventSource:
         self._thread.close(token)
         self._connected.discard(key)
         self._named.discard(key)
+        self._distrusted.pop(key[0], None)
         self._index.clear(*key)
 
     def _address(self, endpoint: Endpoint) -> StreamAddress | None:

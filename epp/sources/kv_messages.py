@@ -44,8 +44,6 @@ class Timing:
     """A stream silent for this long is checked for what it lost at its end."""
     flood_pause_s: float = 5.0
     """A peer that sends more than an engine can is not listened to for this long."""
-    sources_s: float = 10.0
-    """Pause before an endpoint that is not heard is asked again where it publishes."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ not starve the others, and nothing new while the event loop is behind: then ZMQ'
 drops shows as a gap. Replies to replays are taken off the wire all the same, because their sender drops what waits; a few
 replays run at a time, the others wait for their turn.
 
-Must not touch the index or the event loop. `open`, `close`, `check`, `distrust` and `stop` may be called from any one
+Must not touch the index or the event loop. `open`, `close`, `distrust` and `stop` may be called from any one
 other thread.
 """
 
@@ -97,10 +97,6 @@ class StreamThread:
     def close(self, token: int) -> None:
         """End a stream. Deliveries already on their way still come."""
         self._command(lambda: self._close(token))
-
-    def check(self, token: int) -> None:
-        """Make sure that a stream lost nothing at its end."""
-        self._command(lambda: self._on_stream(token, Stream.check))
 
     def distrust(self, token: int) -> None:
         """Other witnesses contradict what a stream said: it is forgotten, and learnt anew where a replay can tell."""

@@ -63,3 +63,21 @@ async def test_a_peer_that_floods_is_cut_off_and_heard_again(rig: Rig, publish: 
     assert rig.hit_tokens("bad", PROMPT) == 16
     assert "lost" in rig.notes.states[EndpointId("bad")]
     assert {name for name, _ in rig.notes.errors} == {"bad"}
+
+
+async def test_an_engine_that_seems_to_hold_more_than_it_has_is_learnt_anew(publish: Publish) -> None:
+    """Evictions were lost: its own word on how many blocks it has shows it, and the replay says what it really holds."""
+    rig = Rig(timing=replace(QUICK, check_s=1000.0))
+    pod = publish()
+    rig.source.sync([endpoint("a", pod)])
+    await rig.settled()
+    await pod.store(PROMPT)
+    await eventually(lambda: rig.hit_tokens("a", PROMPT) == 16)
+    await pod.evict(PROMPT, lost=True)
+
+    rig.source.reconcile(EndpointId("a"), 4)
+    assert not rig.notes.errors
+    rig.source.reconcile(EndpointId("a"), 3)
+    assert rig.notes.errors == [(EndpointId("a"), "more_blocks_than_the_engine_has")]
+    await eventually(lambda: rig.hit_tokens("a", PROMPT) == 12)
+    await rig.source.stop()
