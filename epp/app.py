@@ -56,6 +56,8 @@ HOUSEKEEPING_INTERVAL_S = 1.0
 
 # Readiness waits this long for first replays: a pod that is down must not hold the picker back.
 SETTLE_LIMIT_S = 10.0
+# Between two lines about how far the caches are known.
+PROGRESS_S = 2.0
 
 # Requests that are still being picked when the server stops get this long; answers end at once.
 STOP_GRACE_S = 10.0
@@ -349,14 +351,27 @@ class App:
         if self._tokenization:
             await self._tokenization.start()
         if self._kv_events:
-            try:
-                await asyncio.wait_for(self._kv_events.settled.wait(), SETTLE_LIMIT_S)
-            except TimeoutError:
-                logger.warning("some endpoints have not told what they hold within %g s: ready without them", SETTLE_LIMIT_S)
+            await self._learn_caches(self._kv_events)
         gc.collect()
         gc.freeze()  # what was built so far stays
         self._readiness.learnt = True
         logger.info("ready: %d endpoints", len(self._pool.snapshot().endpoints))
+
+    async def _learn_caches(self, kv_events: KvEventSource) -> None:
+        """Replays of all endpoints, with a line now and then; not for longer than SETTLE_LIMIT_S."""
+        deadline = time.monotonic() + SETTLE_LIMIT_S
+        while not kv_events.settled.is_set() and (left := deadline - time.monotonic()) > 0:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(kv_events.settled.wait(), min(left, PROGRESS_S))
+            learnt = kv_events.learnt()
+            logger.info("%d of %d endpoints have told what they hold: %d blocks", learnt.told, learnt.endpoints, learnt.blocks)
+        if not kv_events.settled.is_set():
+            logger.warning("some endpoints have not told what they hold within %g s: ready without them", SETTLE_LIMIT_S)
+        if blind := kv_events.learnt().without_replay:
+            more = f" and {len(blind) - 5} more" if len(blind) > 5 else ""
+            logger.warning(
+                "no replay socket: what %s%s cached before now is not known until it is stored again", ", ".join(blind[:5]), more
+            )
 
     async def _observe_pool(self) -> None:
         """The pool's averages, of endpoints whose metrics are fresh."""

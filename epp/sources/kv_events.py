@@ -67,6 +67,18 @@ class _Open:
     """None: we do not connect to it, or its labels name no port."""
 
 
+@dataclass(frozen=True, slots=True)
+class Learnt:
+    """What is known of the fleet's caches after a start."""
+
+    told: int
+    """Endpoints that have told what they hold, or cannot."""
+    endpoints: int
+    blocks: int
+    without_replay: Sequence[EndpointId]
+    """Endpoints without a replay socket: what they held before is not known."""
+
+
 class KvEventSource:
     """Keeps the index up to date with what the engines publish."""
 
@@ -167,6 +179,13 @@ class KvEventSource:
         if self._bind:
             for key, told in self._pods.sync(endpoints):
                 self._hear_named(key, told)
+
+    def learnt(self) -> Learnt:
+        """How far the caches of the listed endpoints are known."""
+        endpoints = {endpoint for endpoint, _ in self._open}
+        waiting = {self._keys[token][0] for token in self._unsettled or ()}
+        blind = {key[0] for key, opened in self._open.items() if opened.address is None or opened.address.replay_port is None}
+        return Learnt(len(endpoints - waiting), len(endpoints), sum(map(self._index.blocks, endpoints)), sorted(blind))
 
     def reconcile(self, endpoint: EndpointId, num_blocks: int) -> None:
         """The engine says how many blocks it has (cache_config_info): one that is taken to hold more has lost some of which nobody told us.

@@ -81,3 +81,14 @@ async def test_an_engine_that_seems_to_hold_more_than_it_has_is_learnt_anew(publ
     assert rig.notes.errors == [(EndpointId("a"), "more_blocks_than_the_engine_has")]
     await eventually(lambda: rig.hit_tokens("a", PROMPT) == 12)
     await rig.source.stop()
+
+
+async def test_it_is_known_how_far_the_caches_are_known(rig: Rig, publish: Publish) -> None:
+    """After a start: who has told, how many blocks, and whose past nobody can tell."""
+    told, blind = publish(), publish()
+    await told.store(PROMPT)
+    rig.source.sync([endpoint("a", told), endpoint("b", blind, replay=False)])
+    await rig.settled()
+    await eventually(lambda: rig.source.learnt().blocks == 4)
+    learnt = rig.source.learnt()
+    assert (learnt.told, learnt.endpoints, learnt.without_replay) == (2, 2, ["b"])
