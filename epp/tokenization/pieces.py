@@ -10,7 +10,9 @@ ids of the pieces, one after the other, follows from how a tokenizer works (hugg
 2. Let t be such a token, without `lstrip`, `rstrip` and `single_word`, and let no added token u, t included, be able to reach over an
    occurrence of t: no end of u is a beginning of t, and t is not part of u. Then the search stops in front of every occurrence of t and
    finds exactly t there. What lies left of it is split as if the text ended there; a token that takes white space along or looks at the
-   next character (`rstrip`, `single_word`) notices no difference, because t begins with neither white space nor a letter.
+   next character (`rstrip`, `single_word`) notices no difference, because t begins with neither white space nor a letter. A t of the
+   second split must also not be touched by any token of the first, which would have taken its share before: none of those is part of
+   t, and no end of t is a beginning of one.
 3. So splitting at t commutes with splitting the text: parts(A + t + B) = parts(A) + [t] + parts(B), where no part of B is the
    first. A piece that begins with t has the same parts in the same places, and again B's are not the first.
 
@@ -55,6 +57,7 @@ def isolated(tokenizer: TokenizerFile) -> list[str]:
     searched = [token.content for token in tokenizer.added_tokens if plain or not token.normalized]
     endings = {content[i:] for content in searched for i in range(1, len(content))}
     everything = "\0".join(searched)
+    first = [token.content for token in tokenizer.added_tokens if not token.normalized]
     return [
         content
         for token in tokenizer.added_tokens
@@ -63,7 +66,13 @@ def isolated(tokenizer: TokenizerFile) -> list[str]:
         and not (content[0].isspace() or content[0].isalnum() or content[0] == "_" or content[-1].isspace())
         and everything.count(content) == 1
         and not any(content[:length] in endings for length in range(1, len(content) + 1))
+        and not (token.normalized and any(_touches(other, content) for other in first))
     ]
+
+
+def _touches(other: str, content: str) -> bool:
+    """Whether an occurrence of `other` can begin within one of `content`."""
+    return other in content or any(content.endswith(other[:length]) for length in range(1, len(other)))
 
 
 class Pieces:

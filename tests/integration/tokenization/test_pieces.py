@@ -61,6 +61,19 @@ def test_cut_texts_have_the_ids_of_whole_ones(vocabulary: tuple[list[FastTokeniz
         check(tokenizer, Pieces(tokens, gathered=0), "".join(parts))
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "text"), [(">", "<>", "<<>"), (">a", "<>", "<<>a"), (">a", "<>", "<<>")], ids=["part", "end", "would touch"]
+)
+def test_a_token_that_another_split_reaches_into_cuts_nothing(first: str, second: str, text: str) -> None:
+    """Tokens that are not normalized are taken out of the text before the others are looked for."""
+    letters = "<>a"
+    vocabulary = {letter: i for i, letter in enumerate(letters)} | {"<<": 10}
+    tokenizer = Tokenizer(models.BPE(vocabulary, [("<", "<")]))
+    tokenizer.add_tokens([Added(first, normalized=False), Added(second, normalized=True)])
+    assert second not in tokens_of(tokenizer.to_str())
+    check(tokenizer, Pieces(tokens_of(tokenizer.to_str()), gathered=0), text)
+
+
 LETTERS = "<>|ab_ "
 flags = st.fixed_dictionaries({name: st.booleans() for name in ("single_word", "lstrip", "rstrip", "normalized", "special")})
 added = st.dictionaries(st.text(LETTERS, min_size=1, max_size=4).filter(str.strip), flags, min_size=1, max_size=6)
