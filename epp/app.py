@@ -36,6 +36,7 @@ from epp.observability.log_format import configure_logging
 from epp.observability.logs import LogReporter
 from epp.picking import Director
 from epp.plugins.datalayer.core_metrics_extractor import CoreMetricsParams
+from epp.plugins.datalayer.metrics_data_source import MetricsSourceParams
 from epp.reporter import Reporter, Reporters
 from epp.requests.parsers import RequestParsers
 from epp.scheduling import registry
@@ -45,8 +46,10 @@ from epp.server.fast import FastServer
 from epp.server.grpc_aio import GrpcServer
 from epp.server.service import Service
 from epp.sources.file import FileDiscovery
+from epp.sources.kv_asker import PortAsker
 from epp.sources.kv_events import KvEventSource
-from epp.sources.metrics import MetricsScraper
+from epp.sources.kv_ports import EventPorts
+from epp.sources.metrics import MetricsScraper, tls_context
 from epp.tokenization import Tokenization, Tokenizations
 
 logger = logging.getLogger(__name__)
@@ -136,6 +139,7 @@ class App:
         self._executor = ThreadPoolExecutor(TOKENIZER_THREADS, thread_name_prefix="tokenize")
         self._tokenization = self._make_tokenization()
         self._scraper = self._make_scraper()
+        self._port_asker = self._make_port_asker()
         self._kv_events = self._make_kv_events()
         self._discovery = self._make_discovery()
         self._director = Director(
@@ -286,12 +290,16 @@ class App:
             self._index,
             self._reporter,
             topic_filter=events.topic_filter,
-            socket_port=ports.socket_port,
-            replay_port=ports.replay_socket_port,
+            ports=EventPorts(ports.socket_port, ports.replay_socket_port, ask=self._port_asker.sync),
             clock=time.monotonic,
             bind=events.zmq_endpoint,
             discover=events.discover_pods,
+            lost=self._port_asker.ask_again,
         )
+
+    def _make_port_asker(self) -> PortAsker:
+        settings = parts.scrape_settings(self._config.metrics_source or MetricsSourceParams(), self._options)
+        return PortAsker(self._reporter, scheme=settings.scheme, tls=tls_context(settings))
 
     def _make_discovery(self) -> FileDiscovery:
         params = self._config.file_discovery
@@ -327,8 +335,8 @@ class App:
         self._pool.apply(scraped)
         if scraped.metrics.block_size:
             self._index.set_block_size(scraped.endpoint, scraped.metrics.block_size)
-        if self._kv_events and scraped.metrics.num_blocks:
-            self._kv_events.reconcile(scraped.endpoint, scraped.metrics.num_blocks)
+        if self._kv_events:
+            self._kv_events.reconcile(scraped.endpoint, scraped.metrics)
 
     # --- tasks ----------------------------------------------------------------------------------------------
 
@@ -339,6 +347,7 @@ class App:
         yield self._discovery.run()
         if self._kv_events:
             yield self._kv_events.run()
+            yield self._port_asker.run(self._kv_events.told)
         if self._scraper:
             yield self._scraper.run()
         if self._decision_log:

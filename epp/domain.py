@@ -44,6 +44,10 @@ class EndpointMetrics:
     active_loras: frozenset[str] = frozenset()
     waiting_loras: frozenset[str] = frozenset()
     max_loras: int = 0
+    asleep: bool = False
+    """Its weights are away, and its KV cache with them (vLLM's sleep)."""
+    prefix_queries: float | None = None
+    """Prompt tokens it has looked up in its prefix cache since it began; None: it does not tell."""
     updated_at: float | None = None
     """Monotonic seconds of the scrape; None: never scraped."""
 

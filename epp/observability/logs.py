@@ -147,7 +147,7 @@ class LogReporter(Reporter):
 
     def kv_event_error(self, endpoint: EndpointId, reason: str) -> None:
         if count := self._event_errors.due(endpoint, reason):
-            logger.warning("KV events of %s: an event was left out: %s%s", endpoint, reason, _so_far(count))
+            logger.warning("KV events of %s: %s%s", endpoint, reason.replace("_", " "), _so_far(count))
 
     def parity_lost(self, model: str, endpoints: Sequence[EndpointId], cause: str, contradicted: int, of: int) -> None:
         logger.error(

@@ -43,6 +43,9 @@ class EngineMetrics:
     num_blocks_label: str = "num_gpu_blocks"
     block_size: str | None = None
     num_blocks: str | None = None
+    awake: str | None = None
+    """0 while the engine sleeps. Older engines lack it, and `prefix_queries`: that is no error."""
+    prefix_queries: str | None = None
 
 
 VLLM = EngineMetrics(
@@ -51,6 +54,8 @@ VLLM = EngineMetrics(
     kv_usage="vllm:kv_cache_usage_perc",
     lora="vllm:lora_requests_info",
     cache_info="vllm:cache_config_info",
+    awake="vllm:engine_sleep_state{sleep_state=awake}",
+    prefix_queries="vllm:prefix_cache_queries_total",
 )
 
 ENGINES: Mapping[str, EngineMetrics] = {
@@ -142,6 +147,8 @@ class PageReader:
         self._cache_info = _maybe_spec(engine.cache_info)
         self._block_size = _maybe_spec(engine.block_size)
         self._num_blocks = _maybe_spec(engine.num_blocks)
+        self._awake = _maybe_spec(engine.awake)
+        self._prefix_queries = _maybe_spec(engine.prefix_queries)
 
     def read(self, page: bytes, *, rank: int, before: EndpointMetrics, now: float) -> tuple[EndpointMetrics, list[str]]:
         """The metrics of one page, and the names of what it lacks.
@@ -166,6 +173,8 @@ class PageReader:
             active_loras=before.active_loras if lora is None else _names(lora, "running_lora_adapters"),
             waiting_loras=before.waiting_loras if lora is None else _names(lora, "waiting_lora_adapters"),
             max_loras=before.max_loras if lora is None else _whole(lora.labels.get("max_lora")) or 0,
+            asleep=_optional(page, self._awake, rank, 1.0) == 0.0,
+            prefix_queries=_optional(page, self._prefix_queries, rank, None),
             updated_at=now if found else before.updated_at,
         )
         return metrics, missing
@@ -193,6 +202,12 @@ def _number(page: bytes, spec: MetricSpec, rank: int, missing: list[str]) -> flo
         return sample.value
     missing.append(spec.name)
     return None
+
+
+def _optional(page: bytes, spec: MetricSpec | None, rank: int, default: float | None) -> float | None:
+    """The value of a family that not every engine has."""
+    sample = _pick(page, spec, rank) if spec is not None else None
+    return default if sample is None else sample.value
 
 
 def _pick(page: bytes, spec: MetricSpec, rank: int) -> Sample | None:

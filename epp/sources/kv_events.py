@@ -7,7 +7,7 @@ most, and in order. So readers of the index always see whole parts and never wai
 Engines may also connect to us (`bind`); then `kv_named` tells who speaks. An endpoint heard over its own socket is not
 heard a second time this way.
 
-Ports: the endpoint's labels, then the configured ones, then 5557; a data-parallel rank adds its index to each.
+Where an endpoint publishes is decided in `kv_ports`; one that has to be asked first is listened to when it has answered (`told`).
 
 Called by the composition root, which owns its life: `start`, `sync` as often as it likes, `stop`. All methods run on the
 event loop.
@@ -22,8 +22,7 @@ from typing import Final
 
 import zmq
 
-from epp import names
-from epp.domain import Endpoint, EndpointId
+from epp.domain import Endpoint, EndpointId, EndpointMetrics
 from epp.errors import ConfigError
 from epp.kvcache.index import PrefixIndex
 from epp.kvcache.sequence import Apply, Clear, Gap, StreamState
@@ -31,6 +30,7 @@ from epp.reporter import Reporter
 from epp.sources.kv_bound import BOUND
 from epp.sources.kv_messages import Delivery, Failed, Named, StateChanged, StreamAddress, Timing, Told, Unreachable
 from epp.sources.kv_named import NamedPods, StreamKey
+from epp.sources.kv_ports import BadPortError, EventPorts, Ports, Unanswered
 from epp.sources.kv_streams import StreamThread
 
 # A loop callback applies deliveries for this long, which leaves room for the last of them within 5 ms.
@@ -52,10 +52,6 @@ _HEARD_STATES: Final = frozenset((StreamState.REPLAYING, StreamState.LIVE, Strea
 _DEFAULT_TIMING: Final = Timing()
 
 
-class _BadPortError(ValueError):
-    """A label that names no port."""
-
-
 @dataclass(frozen=True, slots=True)
 class _Open:
     """A stream that should be open."""
@@ -63,8 +59,8 @@ class _Open:
     token: int
     serving_port: int
     """With another one it is another engine, even if it publishes where the old one did."""
-    address: StreamAddress | None
-    """None: we do not connect to it, or its labels name no port."""
+    address: StreamAddress | Unanswered | None
+    """None: we do not connect to it, or there is no port to connect to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,17 +84,17 @@ class KvEventSource:
         reporter: Reporter,
         *,
         topic_filter: str,
-        socket_port: int | None,
-        replay_port: int | None,
+        ports: EventPorts,
         clock: Callable[[], float],
         timing: Timing = _DEFAULT_TIMING,
         max_sockets: int = MAX_SOCKETS,
         bind: str = "",
         discover: bool = True,
+        lost: Callable[[EndpointId], None] = lambda _: None,
     ) -> None:
         """`bind`: where engines connect to us, as ZMQ writes it; empty: nowhere. `discover`: connect to each endpoint.
 
-        `socket_port`, `replay_port`: base ports of endpoints without labels; None (replay: or 0): 5557, no replay.
+        `lost` is called when the connection to an endpoint's stream is.
 
         `topic_filter`: a message counts if its topic begins with it or is empty, as vLLM's is by default.
         """
@@ -106,14 +102,16 @@ class KvEventSource:
         """Set once the streams of the first `sync` are live, replayed, or given up; stays set."""
         self._index = index
         self._reporter = reporter
-        self._socket_port = socket_port or names.DEFAULT_KV_EVENTS_PORT
-        self._replay_port = replay_port or 0
+        self._ports = ports
+        self._lost = lost
         self._clock = clock
         self._discover = discover
         self._bind = bind
         self._pods = NamedPods()
         self._distrusted: dict[EndpointId, float] = {}
         """When what an endpoint said was last forgotten for another witness's word."""
+        self._queries: dict[EndpointId, float] = {}
+        """What each engine's counter of prefix-cache queries last said."""
         self._connected: set[StreamKey] = set()
         """Streams heard over a connection of ours."""
         self._named: set[StreamKey] = set()
@@ -165,14 +163,10 @@ class KvEventSource:
             self._close(key)
             if not any(endpoint_id == key[0] for endpoint_id, _ in wanted):
                 self._index.remove(key[0])
+        if self._discover:
+            self._ports.sync(endpoints)
         for key, endpoint in wanted.items():
-            address = self._address(endpoint) if self._discover else None
-            current = self._open.get(key)
-            if current is not None and (current.address, current.serving_port) != (address, endpoint.port):
-                self._close(key)
-                current = None
-            if current is None:
-                self._begin(key, endpoint.port, address)
+            self._place(key, endpoint)
         if self._unsettled is None:
             self._unsettled = {stream.token for stream in self._open.values() if stream.address is not None}
         self._check_settled()
@@ -180,26 +174,56 @@ class KvEventSource:
             for key, told in self._pods.sync(endpoints):
                 self._hear_named(key, told)
 
+    def told(self, endpoint: Endpoint, ports: Ports | None) -> None:
+        """Where an endpoint that was asked publishes; None: it does not say."""
+        self._ports.told(endpoint.id, ports)
+        key = endpoint.id, endpoint.rank
+        if key in self._open:
+            self._place(key, endpoint)
+            self._check_settled()
+
     def learnt(self) -> Learnt:
         """How far the caches of the listed endpoints are known."""
         endpoints = {endpoint for endpoint, _ in self._open}
         waiting = {self._keys[token][0] for token in self._unsettled or ()}
-        blind = {key[0] for key, opened in self._open.items() if opened.address is None or opened.address.replay_port is None}
+        blind = {key[0] for key, opened in self._open.items() if not (isinstance(at := opened.address, StreamAddress) and at.replay_port)}
         return Learnt(len(endpoints - waiting), len(endpoints), sum(map(self._index.blocks, endpoints)), sorted(blind))
 
-    def reconcile(self, endpoint: EndpointId, num_blocks: int) -> None:
-        """The engine says how many blocks it has (cache_config_info): one that is taken to hold more has lost some of which nobody told us.
+    def reconcile(self, endpoint: EndpointId, metrics: EndpointMetrics) -> None:
+        """What an engine's metrics say against what its events said (spec/kv.md 8, rule 6).
 
-        Then what it said is forgotten, and learnt anew where a replay can tell.
+        One that sleeps holds nothing, whether or not it said so. One that is taken to hold more blocks than it has, or whose
+        counters went back because it is a new process, has lost some of which nobody told us: what it said is forgotten, and
+        learnt anew where a replay can tell.
         """
+        queries, before = metrics.prefix_queries, self._queries.get(endpoint)
+        if queries is not None:
+            self._queries[endpoint] = queries
+        blocks = self._index.blocks(endpoint)
+        if not blocks:
+            return
+        if metrics.asleep:
+            self._reporter.kv_event_error(endpoint, "the_engine_sleeps")
+            for key in self._keys_of(endpoint):
+                self._index.clear(*key)
+        elif metrics.num_blocks and blocks > metrics.num_blocks:
+            self._distrust(endpoint, "more_blocks_than_the_engine_has")
+        elif queries is not None and before is not None and queries < before:
+            self._distrust(endpoint, "the_engine_began_anew")
+
+    def _distrust(self, endpoint: EndpointId, reason: str) -> None:
         now = self._clock()
-        if self._index.blocks(endpoint) <= num_blocks or now - self._distrusted.get(endpoint, _NEVER) < DISTRUST_S:
+        if now - self._distrusted.get(endpoint, _NEVER) < DISTRUST_S:
             return
         self._distrusted[endpoint] = now
-        self._reporter.kv_event_error(endpoint, "more_blocks_than_the_engine_has")
-        for key, opened in self._open.items():
-            if key[0] == endpoint:
-                self._thread.distrust(opened.token)
+        self._reporter.kv_event_error(endpoint, reason)
+        for key in self._keys_of(endpoint):
+            if key in self._named:  # it connected to us, and has nothing to replay
+                self._index.clear(*key)
+            self._thread.distrust(self._open[key].token)
+
+    def _keys_of(self, endpoint: EndpointId) -> list[StreamKey]:
+        return [key for key in self._open if key[0] == endpoint]
 
     async def run(self) -> None:
         """Returns once `stop` has ended the thread. Raises RuntimeError where the thread failed: the index would stand still, unnoticed."""
@@ -218,16 +242,32 @@ class KvEventSource:
             self._thread.join()
 
     # --- streams ---------------------------------------------------------------------------------------------
-    def _begin(self, key: StreamKey, serving_port: int, address: StreamAddress | None) -> None:
-        token = next(self._tokens)
-        self._open[key] = _Open(token, serving_port, address)
-        self._keys[token] = key
-        if address is None:
-            if not self._discover:
+    def _place(self, key: StreamKey, endpoint: Endpoint) -> None:
+        """Listen where the endpoint publishes by what is known now."""
+        address, bad = self._address(endpoint) if self._discover else (None, False)
+        current = self._open.get(key)
+        waits = False
+        if current is not None:
+            if (current.address, current.serving_port) == (address, endpoint.port):
                 return
+            waits = self._unsettled is not None and current.token in self._unsettled
+            self._close(key)
+        if bad:
             self._reporter.kv_event_error(key[0], "port_label")
-        else:
+        token = next(self._tokens)
+        self._open[key] = _Open(token, endpoint.port, address)
+        self._keys[token] = key
+        if isinstance(address, StreamAddress):
             self._thread.open(token, address)
+        if waits and address is not None and self._unsettled is not None:
+            self._unsettled.add(token)
+
+    def _address(self, endpoint: Endpoint) -> tuple[StreamAddress | Unanswered | None, bool]:
+        """Where the endpoint publishes, and whether its labels name no port."""
+        try:
+            return self._ports.address(endpoint), False
+        except BadPortError:
+            return None, True
 
     def _close(self, key: StreamKey) -> None:
         token = self._open.pop(key).token
@@ -238,16 +278,8 @@ class KvEventSource:
         self._connected.discard(key)
         self._named.discard(key)
         self._distrusted.pop(key[0], None)
+        self._queries.pop(key[0], None)
         self._index.clear(*key)
-
-    def _address(self, endpoint: Endpoint) -> StreamAddress | None:
-        """Where the endpoint publishes; None where its labels name no port."""
-        try:
-            port = _port(endpoint, names.KV_EVENTS_PORT_LABEL, self._socket_port)
-            replay_port = _port(endpoint, names.KV_REPLAY_PORT_LABEL, self._replay_port)
-        except _BadPortError:
-            return None
-        return StreamAddress(endpoint.address, port, replay_port or None) if port else None
 
     def _check_settled(self) -> None:
         if self._unsettled is not None and not self._unsettled:
@@ -300,6 +332,8 @@ class KvEventSource:
                         self._index.clear(*key)
                 else:
                     self._connected.discard(key)
+                if state is StreamState.LOST:
+                    self._lost(key[0])
                 if state in _SETTLED_STATES:
                     self._settle(token)
             case Unreachable():
@@ -350,15 +384,3 @@ class KvEventSource:
     def _sweep(self) -> None:
         if self._index.sweep(self._clock()):
             self._loop.call_soon(self._sweep)
-
-
-def _port(endpoint: Endpoint, label: str, configured: int) -> int:
-    """The port of the endpoint's rank; 0: none."""
-    text = endpoint.labels.get(label)
-    if text is not None and not (text.isascii() and text.isdigit()):
-        raise _BadPortError(label)
-    base = configured if text is None else int(text)
-    port = base + endpoint.rank if base else 0
-    if port > 65535:
-        raise _BadPortError(label)
-    return port

@@ -84,7 +84,7 @@ class MetricsScraper:
             known = ", ".join(self._extraction.engines)
             raise ConfigError(f"defaultEngine: {self._extraction.default_engine!r} is no known engine; known are {known}")
         self._readers = {engine: PageReader(metrics) for engine, metrics in self._extraction.engines.items()}
-        self._ssl = _ssl_context(self._settings)
+        self._ssl = tls_context(self._settings)
         self._wanted: dict[EndpointId, _Target] = {}
         self._pollers: dict[EndpointId, tuple[_Target, asyncio.Task[None]]] = {}
         self._start: Callable[[_Target], asyncio.Task[None]] | None = None
@@ -210,7 +210,8 @@ def _reason(error: Exception) -> str:
     return "connect" if isinstance(error, aiohttp.ClientError | OSError) else "internal"
 
 
-def _ssl_context(settings: ScrapeSettings) -> ssl.SSLContext | bool:
+def tls_context(settings: ScrapeSettings) -> ssl.SSLContext | bool:
+    """How engines' certificates are judged; True: they have none, or aiohttp's own way. Raises ConfigError."""
     if settings.scheme not in {"http", "https"}:
         raise ConfigError(f"scheme: {settings.scheme!r} is not supported; give http or https")
     if settings.scheme == "http":

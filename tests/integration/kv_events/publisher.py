@@ -8,7 +8,7 @@ import contextlib
 import itertools
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 import zmq
@@ -20,6 +20,7 @@ from epp.kvcache.index import PrefixIndex
 from epp.reporter import Reporter
 from epp.sources.kv_events import KvEventSource
 from epp.sources.kv_messages import Timing
+from epp.sources.kv_ports import EventPorts
 
 BLOCK_SIZE = 4
 END_OF_REPLAY = b"\xff" * 8
@@ -164,21 +165,30 @@ class Rig:
     """An index fed by a source that listens to some publishers."""
 
     def __init__(
-        self, *, topic_filter: str = "kv@", max_sockets: int = 1024, bind: str = "", discover: bool = True, timing: Timing = QUICK
+        self,
+        *,
+        topic_filter: str = "kv@",
+        max_sockets: int = 1024,
+        bind: str = "",
+        discover: bool = True,
+        timing: Timing = QUICK,
+        notes: Notes | None = None,
+        ports: EventPorts | None = None,
+        lost: Callable[[EndpointId], None] = lambda _: None,
     ) -> None:
-        self.notes = Notes()
+        self.notes = notes or Notes()
         self.index = PrefixIndex(self.notes, default_block_size=16)
         self.source = KvEventSource(
             self.index,
             self.notes,
             topic_filter=topic_filter,
-            socket_port=None,
-            replay_port=None,
+            ports=ports or EventPorts(None, None, ask=None),
             clock=time.monotonic,
             timing=timing,
             max_sockets=max_sockets,
             bind=bind,
             discover=discover,
+            lost=lost,
         )
         self.source.start(asyncio.get_running_loop())
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 
-from epp.domain import EndpointId
+from epp.domain import EndpointId, EndpointMetrics
 from epp.testing.waiting import eventually
 from tests.integration.kv_events.publisher import QUICK, Publisher, Rig, endpoint
 
@@ -75,10 +75,49 @@ async def test_an_engine_that_seems_to_hold_more_than_it_has_is_learnt_anew(publ
     await eventually(lambda: rig.hit_tokens("a", PROMPT) == 16)
     await pod.evict(PROMPT, lost=True)
 
-    rig.source.reconcile(EndpointId("a"), 4)
+    rig.source.reconcile(EndpointId("a"), EndpointMetrics(num_blocks=4))
     assert not rig.notes.errors
-    rig.source.reconcile(EndpointId("a"), 3)
+    rig.source.reconcile(EndpointId("a"), EndpointMetrics(num_blocks=3))
     assert rig.notes.errors == [(EndpointId("a"), "more_blocks_than_the_engine_has")]
+    await eventually(lambda: rig.hit_tokens("a", PROMPT) == 12)
+    await rig.source.stop()
+
+
+async def test_an_engine_that_sleeps_holds_nothing(publish: Publish) -> None:
+    """It says that its caches are gone only with its next step, which a sleeping engine does not take (aibrix#2287)."""
+    rig = Rig(timing=replace(QUICK, check_s=1000.0))
+    pod = publish()
+    rig.source.sync([endpoint("a", pod)])
+    await rig.settled()
+    await pod.store(PROMPT)
+    await eventually(lambda: rig.hit_tokens("a", PROMPT) == 16)
+
+    for _ in range(3):
+        rig.source.reconcile(EndpointId("a"), EndpointMetrics(asleep=True))
+    assert rig.hit_tokens("a", PROMPT) == 0
+    assert rig.notes.errors == [(EndpointId("a"), "the_engine_sleeps")], "once, not with every scrape"
+    rig.source.reconcile(EndpointId("a"), EndpointMetrics())
+    await pod.reset()
+    await pod.store(PROMPT[:8])
+    await eventually(lambda: rig.hit_tokens("a", PROMPT) == 8)
+    await rig.source.stop()
+
+
+async def test_counters_that_go_back_are_another_process(publish: Publish) -> None:
+    """Whatever the streams made of it, what was known before is learnt anew."""
+    rig = Rig(timing=replace(QUICK, check_s=1000.0))
+    pod = publish()
+    rig.source.sync([endpoint("a", pod)])
+    await rig.settled()
+    await pod.store(PROMPT)
+    await eventually(lambda: rig.hit_tokens("a", PROMPT) == 16)
+    await pod.evict(PROMPT, lost=True)
+
+    for queries in (100.0, 100.0, 250.0):
+        rig.source.reconcile(EndpointId("a"), EndpointMetrics(prefix_queries=queries))
+    assert not rig.notes.errors
+    rig.source.reconcile(EndpointId("a"), EndpointMetrics(prefix_queries=20.0))
+    assert rig.notes.errors == [(EndpointId("a"), "the_engine_began_anew")]
     await eventually(lambda: rig.hit_tokens("a", PROMPT) == 12)
     await rig.source.stop()
 

@@ -52,7 +52,17 @@ def test_a_real_page() -> None:
     """What vLLM 0.32 said after the recorded requests."""
     metrics, missing = read(PAGES["requests"])
     assert missing == []
-    assert metrics == EndpointMetrics(block_size=32, num_blocks=32768, max_loras=1, updated_at=5.0)
+    assert metrics == EndpointMetrics(block_size=32, num_blocks=32768, max_loras=1, prefix_queries=8031.0, updated_at=5.0)
+
+
+def test_a_sleeping_engine_says_so() -> None:
+    """Both levels of sleep; an engine that says nothing about it is awake."""
+    awake = b'sleep_state="awake"} 1.0'
+    assert awake in PAGES["requests"]
+    metrics, _ = read(PAGES["requests"].replace(awake, awake.replace(b"1.0", b"0.0")))
+    assert metrics.asleep
+    metrics, missing = read(PAGES["requests"].replace(b"engine_sleep_state", b"engine_other"))
+    assert (metrics.asleep, missing) == (False, [])
 
 
 NAME = "vllm:num_requests_waiting"
