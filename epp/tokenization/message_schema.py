@@ -83,8 +83,12 @@ def validated(message: object) -> tuple[Fields, bool]:
     if not isinstance(message, dict) or not isinstance(role := message.get("role"), str):
         raise refused("each message must be an object with a role")
     content = message.get("content")
-    if isinstance(content, str) and role in ("user", "system") and isinstance(message.get("name", ""), str) and "tool_calls" not in message:
-        return message, True  # nearly every message, with nothing nested
+    if isinstance(content, str):
+        # Nearly every message, with nothing nested.
+        if role in ("user", "system") and isinstance(message.get("name", ""), str) and "tool_calls" not in message:
+            return message, True
+        if role == "assistant" and len(message) == 2:
+            return message, True
     message = _normalized(message)
     typed, free = _typed_score(message, role), _free_score(message)
     if typed < 0 and free < 0:

@@ -30,6 +30,8 @@ STEPS: Final = 4_000_000
 """Steps one rendering may take, a turn of a loop one, a call twenty: a second or three."""
 
 _CALL: Final = 20
+# A list this short costs all its steps when its loop begins, whether or not that is left early.
+_PAID_AT_ONCE: Final = 1_000
 # Longest text or list that multiplying may make, and bits of a power.
 _LARGEST: Final = 1 << 24
 
@@ -58,18 +60,34 @@ class _Budget(threading.local):
 _budget = _Budget()
 
 
-def _counted(members: Iterable[object]) -> Iterator[object]:
+def _counted(members: Iterable[object]) -> Iterable[object]:
     """The members of what a loop runs over, each for one step."""
+    if type(members) is list and len(members) <= _PAID_AT_ONCE:
+        _budget.spend(len(members))
+        return members
+    return _one_by_one(members)
+
+
+def _one_by_one(members: Iterable[object]) -> Iterator[object]:
     spend = _budget.spend
     for member in members:
         spend(1)
         yield member
 
 
+_OF_EVERY_DICT: Final = frozenset(dir(dict))
+
+
 class _Sandbox(ImmutableSandboxedEnvironment):
-    """Counts calls, and multiplies no more than fits."""
+    """Counts calls, multiplies no more than fits, and finds a field of a message without an exception on the way."""
 
     intercepted_binops = frozenset(("*", "**"))
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        """As jinja2, for which `message.role` is an attribute first and a key second."""
+        if type(obj) is not dict or attribute in _OF_EVERY_DICT:
+            return super().getattr(obj, attribute)
+        return obj[attribute] if attribute in obj else self.undefined(obj=obj, name=attribute)
 
     def call(_self, context: Context, _obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805 - as in jinja2, for the names of kwargs
         _budget.spend(_CALL)
