@@ -15,10 +15,12 @@ from aiohttp import web
 from epp import names
 from epp.simulator import bodies
 from epp.simulator.bodies import Ask
+from epp.simulator.dev_api import ALWAYS_ANSWERED
 from epp.simulator.engine import Output
 from epp.simulator.errors import ApiError
 from epp.simulator.model import PlannedAnswer, ServedModel
 from epp.simulator.pod import Inbox, Pod
+from epp.simulator.publisher import HIGH_WATER_MARK
 from epp.simulator.replies import ChatReply, CompletionReply, Reply, Usage
 
 # A pod takes what a gateway lets through; the picker's own limit is 64 MiB.
@@ -40,13 +42,14 @@ class PodApi:
 
     def application(self) -> web.Application:
         """The application to serve on the pod's port."""
-        app = web.Application(middlewares=[_errors_as_json], client_max_size=MAX_BODY_BYTES)
+        app = web.Application(middlewares=[_errors_as_json, self._hang], client_max_size=MAX_BODY_BYTES)
         app.on_response_prepare.append(self._name_the_pod)
         app.router.add_post("/v1/chat/completions", self._chat)
         app.router.add_post("/v1/completions", self._completions)
         app.router.add_get("/v1/models", self._models)
         app.router.add_get("/metrics", self._metrics)
         app.router.add_get("/health", self._health)
+        app.router.add_get("/kv_event_sources", self._kv_event_sources)
         return app
 
     async def _chat(self, http: web.Request) -> web.StreamResponse:
@@ -68,9 +71,24 @@ class PodApi:
     async def _health(self, http: web.Request) -> web.Response:
         return web.Response()
 
+    async def _kv_event_sources(self, http: web.Request) -> web.Response:
+        """The publisher's configuration by data-parallel rank, of which there is one."""
+        config, endpoint = self._pod.publisher.config, self._pod.endpoint
+        source = {
+            "enable_kv_cache_events": True,
+            "publisher": "zmq",
+            "endpoint": f"tcp://*:{endpoint.events_port}",
+            "replay_endpoint": f"tcp://*:{endpoint.replay_port}",
+            "buffer_steps": config.buffer_steps,
+            "hwm": HIGH_WATER_MARK,
+            "max_queue_size": HIGH_WATER_MARK,
+            "topic": self._pod.publisher.topic,
+        }
+        return web.json_response({"0": source})
+
     async def _generate(self, http: web.Request, ask: Ask, form: type[Reply], prefix: str) -> web.StreamResponse:
         id_ = f"{prefix}-{http.headers.get(names.REQUEST_ID) or f'{self._pod.name}-{next(self._numbers)}'}"
-        planned = await self._model.plan(ask, id_)
+        planned = await self._model.plan(ask, id_, self._pod.faults.faults.tokens)
         reply = form(id_, ask.model, int(time.time()))
         requests = [answer.request for answer in planned]
         inbox = Inbox()
@@ -85,7 +103,7 @@ class PodApi:
     async def _whole(self, reply: Reply, planned: list[PlannedAnswer], inbox: Inbox) -> web.Response:
         await inbox.take()
         text_of = self._model.writer.text
-        choices = [("".join(map(text_of, answer.request.answer)), answer.finish_reason) for answer in planned]
+        choices = [("".join(map(text_of, answer.request.said)), _finish_reason(answer)) for answer in planned]
         return web.json_response(reply.whole(choices, _usage(planned)))
 
     async def _stream(self, http: web.Request, ask: Ask, reply: Reply, planned: list[PlannedAnswer], inbox: Inbox) -> web.StreamResponse:
@@ -96,6 +114,9 @@ class PodApi:
         while outputs := await inbox.take(at_least=1):
             events = [self._event(reply, places[output.request], output, planned) for output in outputs]
             await response.write(b"".join(events))
+        for index, answer in enumerate(planned):
+            if answer.request.is_unfinished:
+                await response.write(reply.token(index, "", _finish_reason(answer)))
         await response.write(reply.closing(_usage(planned) if ask.include_usage else None))
         await response.write_eof()
         return response
@@ -104,6 +125,13 @@ class PodApi:
         reason = planned[index].finish_reason if output.is_last else None
         event = reply.token(index, self._model.writer.text(output.token), reason)
         return reply.opening(index) + event if output.is_first else event
+
+    @web.middleware
+    async def _hang(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """A pod that hangs answers nobody, until it goes on."""
+        if request.path not in ALWAYS_ANSWERED:
+            await self._pod.flows.wait()
+        return await handler(request)
 
     async def _name_the_pod(self, http: web.Request, response: web.StreamResponse) -> None:
         response.headers[names.INFERENCE_POD] = self._pod.name
@@ -117,8 +145,12 @@ def _usage(planned: list[PlannedAnswer]) -> Usage:
     return Usage(
         prompt_tokens=sum(len(request.prompt) for request in requests),
         cached_tokens=sum(request.cached_tokens for request in requests),
-        completion_tokens=sum(len(request.answer) for request in requests),
+        completion_tokens=sum(len(request.said) for request in requests),
     )
+
+
+def _finish_reason(answer: PlannedAnswer) -> str:
+    return "abort" if answer.request.is_unfinished else answer.finish_reason
 
 
 async def _read(http: web.Request) -> Mapping[str, object]:

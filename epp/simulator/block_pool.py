@@ -10,7 +10,7 @@ Pure; owned and called by the engine only. The rules are vLLM's, because a picke
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 
 class Block:
@@ -47,6 +47,11 @@ class BlockPool:
         """vllm:kv_cache_usage_perc: share of blocks in use by requests (not how full the cache is)."""
         return 1.0 - self.free / self.capacity
 
+    @property
+    def cached(self) -> Collection[bytes]:
+        """The digests that can be hit."""
+        return self._cached.keys()
+
     def longest_hit(self, digests: Sequence[bytes], limit: int) -> list[Block]:
         """The cached blocks of the longest prefix of `digests`, at most `limit`. They are not reserved until `touch`."""
         hit: list[Block] = []
@@ -79,6 +84,15 @@ class BlockPool:
         """The block is full (or will be when the running step ends): from now on it can be hit."""
         block.digest = digest
         self._cached.setdefault(digest, {})[block.index] = block
+
+    def reset(self) -> bool:
+        """Forget every digest; refused, as by vLLM, while any block is in use. The order of reuse stays."""
+        if self.free < self.capacity:
+            return False
+        for block in self._free.values():
+            block.digest = None
+        self._cached.clear()
+        return True
 
     def release(self, blocks: Sequence[Block]) -> None:
         """A request is over. `blocks` in its order; the tail is put up for reuse before the head."""

@@ -13,9 +13,13 @@ from pathlib import Path
 
 import uvloop
 
+from epp.simulator import faults
+from epp.simulator.config import FleetConfig
 from epp.simulator.engine import EngineConfig, LatencyProfile
-from epp.simulator.errors import SimulatorError
-from epp.simulator.fleet import Fleet, FleetConfig
+from epp.simulator.errors import ApiError, SimulatorError
+from epp.simulator.faults import Faults
+from epp.simulator.fleet import Fleet
+from epp.simulator.publisher import PublisherConfig
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,6 +46,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     size.add_argument("--num-blocks", type=_at_least_2, default=engine.num_blocks, help="KV blocks a pod, one of them the null block")
     size.add_argument("--max-num-seqs", type=_positive, default=engine.max_num_seqs, help="requests in a batch; the others wait")
     size.add_argument("--max-num-batched-tokens", type=_positive, default=engine.max_num_batched_tokens, help="tokens a step")
+    events = parser.add_argument_group("KV events")
+    events.add_argument("--buffer-steps", type=_positive, default=defaults.publisher.buffer_steps, help="batches kept for replay")
+    events.add_argument(
+        "--replay-frames",
+        type=int,
+        choices=(3, 4),
+        default=defaults.publisher.replay_frames,
+        help="frames of a reply to a replay; 3: without the topic, as vLLM before 0.26 and SGLang",
+    )
+    wrong = parser.add_argument_group("what goes wrong")
+    wrong.add_argument(
+        "--faults",
+        type=_faults,
+        default=defaults.faults,
+        metavar="JSON",
+        help='at every pod from the start, as POST /faults takes it: {"drop": {"share": 0.01}}, {"tokens": {"skip": 1}}',
+    )
+    wrong.add_argument(
+        "--dev-mode",
+        action="store_true",
+        help="serve /faults and /restart too, and what vLLM serves with VLLM_SERVER_DEV_MODE=1: /reset_prefix_cache, /sleep, "
+        "/wake_up, /is_sleeping; anybody who reaches a pod can then stop it",
+    )
     times = parser.add_argument_group("latency: a step takes max(step, prefill) + decode")
     times.add_argument("--step-ms", type=_duration, default=latency.step_ms, help="shortest step, milliseconds")
     times.add_argument(
@@ -123,7 +150,17 @@ def _config(args: argparse.Namespace) -> FleetConfig:
         seed=args.seed,
         hash_seed=args.hash_seed,
         engine=engine,
+        publisher=PublisherConfig(buffer_steps=args.buffer_steps, replay_frames=args.replay_frames),
+        faults=args.faults,
+        dev_mode=args.dev_mode,
     )
+
+
+def _faults(text: str) -> Faults:
+    try:
+        return faults.decode(text)
+    except ApiError as error:
+        raise argparse.ArgumentTypeError(error.message) from error
 
 
 def _positive(text: str) -> int:

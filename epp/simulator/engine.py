@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from epp.simulator.block_pool import Block, BlockPool
-from epp.simulator.events import BlockRemoved, BlockStored, KvEvent
+from epp.simulator.events import AllBlocksCleared, BlockRemoved, BlockStored, KvEvent
 from epp.simulator.hashing import BlockHasher, ExtraKeys, external, wire_extra_keys
 
 
@@ -102,6 +102,16 @@ class Request:
         """Whether no token of the answer is known yet."""
         return len(self.tokens) == len(self.prompt)
 
+    @property
+    def said(self) -> Sequence[int]:
+        """The part of the answer that is known."""
+        return self.tokens[len(self.prompt) :]
+
+    @property
+    def is_unfinished(self) -> bool:
+        """Whether some of the answer is still to be said."""
+        return len(self.tokens) < len(self.prompt) + len(self.answer)
+
     def extra_keys(self, block: int) -> ExtraKeys | None:
         """What enters the hash of block number `block` beside tokens (spec/kv.md 1.8)."""
         keys: list[tuple[str, ...]] = []
@@ -182,6 +192,13 @@ class Engine:
                 self._leave(request)
             else:
                 self._aborted.add(request)
+
+    def reset_prefix_cache(self) -> bool:
+        """Empty the cache, unless a block is in use. Published with the next step's events, so an idle engine tells nobody yet (spec/kv.md 1.12)."""
+        if not self.pool.reset():
+            return False
+        self._events.append(AllBlocksCleared())
+        return True
 
     def start_step(self) -> Step | None:
         """Decide the next forward pass; None: there is nothing to do. O(tokens of the step)."""

@@ -40,7 +40,12 @@ class BlockRemoved:
     block_hash: int
 
 
-KvEvent = BlockStored | BlockRemoved
+@dataclass(slots=True)
+class AllBlocksCleared:
+    """The whole prefix cache was reset."""
+
+
+KvEvent = BlockStored | BlockRemoved | AllBlocksCleared
 
 
 def encode_batch(timestamp: float, events: Sequence[KvEvent], rank: int = 0) -> bytes:
@@ -49,6 +54,8 @@ def encode_batch(timestamp: float, events: Sequence[KvEvent], rank: int = 0) -> 
 
 
 def _fields(event: KvEvent) -> dict[str, object]:
+    if isinstance(event, AllBlocksCleared):
+        return {"type": "AllBlocksCleared"}
     if isinstance(event, BlockRemoved):
         return {"type": "BlockRemoved", "block_hashes": [event.block_hash], "medium": GPU, "group_idx": GROUP}
     return {

@@ -16,6 +16,9 @@ TTFT_BUCKETS = (
     *(1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0, 160.0, 640.0, 2560.0),
 )  # fmt: skip
 
+# At level 0 the engine is in neither of them.
+SLEEP_STATES = (("awake", None), ("weights_offloaded", 1), ("discard_all", 2))
+
 FINISHED_REASONS = ("stop", "length", "abort", "error", "repetition")
 
 
@@ -26,6 +29,10 @@ class PodMetrics:
     model: str
     max_loras: int = 0
     """0: no adapters, and no vllm:lora_requests_info."""
+    started_at: float = 0.0
+    """Unix seconds."""
+    sleep_level: int | None = None
+    """As /sleep takes it; None: awake."""
     finished: dict[str, int] = field(default_factory=lambda: dict.fromkeys(FINISHED_REASONS, 0))
     _ttft_counts: list[int] = field(default_factory=lambda: [0] * (len(TTFT_BUCKETS) + 1))
     _ttft_sum: float = 0.0
@@ -47,6 +54,8 @@ class PodMetrics:
         """The whole page."""
         labels = f'engine="0",model_name="{_escape(self.model)}"'
         page = [
+            "# HELP process_start_time_seconds Start of the process, Unix seconds.\n# TYPE process_start_time_seconds gauge\n",
+            f"process_start_time_seconds {self.started_at!r}\n",
             _sample("num_requests_running", "gauge", labels, len(engine.running)),
             _sample("num_requests_waiting", "gauge", labels, len(engine.waiting)),
             _sample("kv_cache_usage_perc", "gauge", labels, engine.pool.usage),
@@ -56,6 +65,8 @@ class PodMetrics:
             _sample("generation_tokens_total", "counter", labels, engine.stats.generated_tokens),
             _family("request_success_total", "counter"),
             *(_line("request_success_total", f'{labels},finished_reason="{reason}"', count) for reason, count in self.finished.items()),
+            _family("engine_sleep_state", "gauge"),
+            *(_line("engine_sleep_state", f'{labels},sleep_state="{state}"', self.sleep_level == level) for state, level in SLEEP_STATES),
             *self._ttft(labels),
             _sample("cache_config_info", "gauge", _cache_config_labels(engine.config), 1.0),
         ]
@@ -86,6 +97,7 @@ _HELP = {
     "prefix_cache_hits_total": "Tokens found in the prefix cache.",
     "prompt_tokens_total": "Prompt tokens of requests whose prefill is done.",
     "generation_tokens_total": "Tokens generated.",
+    "engine_sleep_state": "Whether the engine is awake, or at which level it sleeps.",
     "request_success_total": "Requests finished, by reason.",
     "time_to_first_token_seconds": "Seconds from arrival to the first token.",
     "cache_config_info": "Configuration of the KV cache.",

@@ -64,13 +64,13 @@ class Tokenizer:
         """Token ids of a completion prompt."""
         return self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
 
-    def chat(self, conversation: Conversation) -> list[int]:
-        """Token ids of a chat: template, then tokenizer. Raises ApiError if the template refuses the messages."""
-        if self._tokenizer.chat_template is None:
+    def chat(self, conversation: Conversation, template: str | None = None) -> list[int]:
+        """Token ids of a chat: template (another than the model's, if given), then tokenizer. Raises ApiError if it refuses the messages."""
+        if self._tokenizer.chat_template is None and template is None:
             raise ApiError("This model has no chat template; use /v1/completions.")
         try:
             text = self._tokenizer.apply_chat_template(
-                conversation.messages, tools=conversation.tools, tokenize=False, **conversation.template_kwargs
+                conversation.messages, tools=conversation.tools, chat_template=template, tokenize=False, **conversation.template_kwargs
             )
         except Exception as error:  # a template is a program and may fail in any way
             raise ApiError(f"The chat template refused the request: {error}") from error

@@ -17,6 +17,7 @@ import zmq.asyncio
 from epp import names
 from epp.domain import Endpoint, EndpointId, TokenizedRequest, TokenState
 from epp.kvcache.index import PrefixIndex
+from epp.kvcache.predictions import Predictions
 from epp.reporter import Reporter
 from epp.sources.kv_events import KvEventSource
 from epp.sources.kv_messages import Timing
@@ -175,9 +176,10 @@ class Rig:
         notes: Notes | None = None,
         ports: EventPorts | None = None,
         lost: Callable[[EndpointId], None] = lambda _: None,
+        predictions: Predictions | None = None,
     ) -> None:
         self.notes = notes or Notes()
-        self.index = PrefixIndex(self.notes, default_block_size=16)
+        self.index = PrefixIndex(self.notes, default_block_size=16, predictions=predictions)
         self.source = KvEventSource(
             self.index,
             self.notes,

@@ -7,8 +7,9 @@ import aiohttp
 import pytest
 import pytest_asyncio
 
+from epp.simulator.config import FleetConfig
 from epp.simulator.engine import EngineConfig, LatencyProfile
-from epp.simulator.fleet import Fleet, FleetConfig
+from epp.simulator.fleet import Fleet
 from tests.unit.simulator.recording import build_model_folder
 
 QUICK = LatencyProfile(step_ms=2, prefill_us_per_token=1, decode_us_per_request=0)

@@ -10,7 +10,8 @@ import pytest
 import zmq
 import zmq.asyncio
 
-from epp.simulator.fleet import Fleet, PodEndpoint
+from epp.simulator.config import PodEndpoint
+from epp.simulator.fleet import Fleet
 
 pytestmark = pytest.mark.asyncio(loop_scope="package")
 

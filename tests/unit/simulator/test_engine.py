@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from epp.simulator.engine import Engine, EngineConfig, LatencyProfile, Request, Step, StepResult
-from epp.simulator.events import BlockRemoved, BlockStored, KvEvent
+from epp.simulator.events import AllBlocksCleared, BlockRemoved, BlockStored, KvEvent
 from epp.simulator.hashing import BlockHasher, external
 
 CONFIG = EngineConfig(
@@ -229,6 +229,7 @@ ACTIONS = st.lists(
         st.tuples(PROMPTS, st.integers(1, 12)),
         st.just("start"),
         st.just("finish"),
+        st.just("reset"),
         st.integers(0, 3),  # abort that one of the running
     ),
     max_size=60,
@@ -244,7 +245,8 @@ def test_whatever_happens_the_books_balance(actions: list[tuple[list[int], int] 
     copies: Counter[int] = Counter()
     digests: dict[int, bytes] = {}
     in_step = False
-    for action in [*actions, *["start", "finish"] * 200]:
+    # The last request's step publishes what a reset before it left behind.
+    for action in [*actions, ([0], 1), *["start", "finish"] * 200]:
         if isinstance(action, tuple):
             request = Request("r", action[0], [index % 2 for index in range(action[1])])
             engine.add(request)
@@ -256,6 +258,8 @@ def test_whatever_happens_the_books_balance(actions: list[tuple[list[int], int] 
         elif action == "finish" and in_step:
             in_step = False
             apply(copies, engine.finish_step().events)
+        elif action == "reset":
+            engine.reset_prefix_cache()
         check_blocks(engine)
         for request in engine.running:
             digests |= {external(digest): digest for digest in request.digests}
@@ -271,6 +275,8 @@ def apply(copies: Counter[int], events: Sequence[KvEvent]) -> None:
     for event in events:
         if isinstance(event, BlockStored):
             copies.update(event.block_hashes)
+        elif isinstance(event, AllBlocksCleared):
+            copies.clear()
         else:
             copies[event.block_hash] -= 1
             assert copies[event.block_hash] >= 0

@@ -23,7 +23,7 @@ def test_names_types_and_labels_are_vllms() -> None:
     metrics.observe_loras(engine, 1.0)
     real = families((DATA / "requests" / "metrics.txt").read_text())
     ours = families(metrics.render(engine))
-    assert len(ours) == 11
+    assert len(ours) == 12
     for name, family in ours.items():
         assert family.type == real[name].type
         shapes = {(sample.name, *sorted(sample.labels), sample.labels.get("le")) for sample in family.samples}
