@@ -55,8 +55,17 @@ test-vllm: $(VENV)/.dev $(VLLM)/.ready ## token ids and refusals against a real 
 demo-vllm: $(VENV)/.base build/vllm-model/config.json ## two real vLLM engines on CPU behind Envoy and epp, beside plain round robin (6 minutes)
 	@$(BIN)/epp demo-vllm --vllm $(VLLM) --model build/vllm-model
 
-bench: $(VENV)/.dev ## what epp costs a request, beside the Envoy it serves (6 minutes; ARGS=--quick: 2)
-	@GRPC_ENABLE_FORK_SUPPORT=0 $(BIN)/python -m bench $(ARGS)
+COMPILED := build/compiled
+compiled: $(VENV)/.dev ## a copy of the checkout whose hot modules are compiled to C (half a minute; needs gcc)
+	@bash tools/compiled.sh $(COMPILED) $(CURDIR)/$(BIN)/python
+
+test-compiled: compiled ## the suites of the request path on the compiled build
+	@cd $(COMPILED) && PYTHONPATH=$(CURDIR)/$(COMPILED) $(CURDIR)/$(BIN)/python -m pytest $(COMPILED_TESTS)
+COMPILED_TESTS := $(addprefix tests/unit/,extproc kvcache observability picking requests scheduling server sources) \
+	tests/integration/server tests/integration/app tests/envoy
+
+bench: compiled ## what epp costs a request, beside the Envoy it serves (6 minutes; ARGS=--quick: 2)
+	@GRPC_ENABLE_FORK_SUPPORT=0 $(BIN)/python -m bench --compiled $(COMPILED) $(ARGS)
 
 soak: $(VENV)/.dev ## 200,000 requests through a real Envoy on each transport, with cancels and resets: none lost (ARGS=--short: a minute)
 	@$(BIN)/python -m tests.soak $(ARGS)
@@ -89,4 +98,4 @@ h2spec: $(VENV)/.dev $(H2SPEC) ## the HTTP/2 conformance suite h2spec against th
 clean: ## remove the environment and everything built
 	rm -rf $(VENV) build .tools .mypy_cache .ruff_cache .hypothesis
 
-.PHONY: help demo test test-envoy test-demo test-newest test-vllm demo-vllm bench check format proto envoy h2spec soak clean
+.PHONY: help demo test test-envoy test-demo test-newest test-vllm demo-vllm compiled test-compiled bench check format proto envoy h2spec soak clean

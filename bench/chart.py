@@ -105,7 +105,7 @@ def _goal(row: Row, goal: float | None) -> float | None:
 def _chunks(results: Results) -> Iterator[Card]:
     costs = [cost for cost in chunk_costs(results) if cost.messages > 0]
     if costs:
-        envoy, request = costs[0].envoy_cpu.median, envoys_request(results)
+        envoy, request = costs[0].envoy_cpu.median, envoys_request(results, FAST)
         bars = [Bar("Envoy itself", "envoy", envoy, _us(envoy))]
         for cost in costs:
             mine = cost.picker_cpu.median

@@ -7,6 +7,8 @@ from bench.records import CHUNKS, LONG, SHORT, Goal, Results, Row, Spread, Work
 from epp.testing.bootstrap import Responses
 
 FAST = "epp fast"
+JUDGED = {FAST: "fast transport", f"{FAST}, compiled": "fast transport, compiled"}
+"""What the goals are for, and how a goal calls it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,27 +50,28 @@ def _difference(long: Spread, short: Spread, share: float) -> Spread:
     return Spread(tuple((a - b) / share for a, b in zip(long.values, short.values, strict=True)))
 
 
-def envoys_request(results: Results) -> float | None:
-    """Envoy's own CPU for a plain request of 5 KB, in seconds: the yardstick of both goals. None: it was not measured."""
-    return next((row.envoy_cpu.median for row in results.requests if _is_yardstick(row)), None)
+def envoys_request(results: Results, picker: str) -> float | None:
+    """The CPU of a picker's own Envoy for a plain request of 5 KB, in seconds: the yardstick of both goals. None: it was not measured."""
+    return next((row.envoy_cpu.median for row in results.requests if _is_yardstick(row, picker)), None)
 
 
-def _is_yardstick(row: Row) -> bool:
-    return (row.picker, row.tls, row.work, row.workload) == (FAST, False, Work.BARE, "5 KB")
+def _is_yardstick(row: Row, picker: str) -> bool:
+    return (row.picker, row.tls, row.work, row.workload) == (picker, False, Work.BARE, "5 KB")
 
 
 def goals(results: Results) -> list[Goal]:
-    """Those of issue 4; one whose rows were not measured is not among them."""
-    found = [
-        Goal("fast transport, everything but the decision, 5 KB: epp's CPU over Envoy's", 0.5, row.ratio.median)
-        for row in results.requests
-        if _is_yardstick(row)
-    ]
-    request = envoys_request(results)
+    """Those of issue 4, for each build; one whose rows were not measured is not among them."""
+    return [goal for picker, called in JUDGED.items() for goal in _goals_of(results, picker, called)]
+
+
+def _goals_of(results: Results, picker: str, called: str) -> Iterator[Goal]:
+    for row in results.requests:
+        if _is_yardstick(row, picker):
+            yield Goal(f"{called}, everything but the decision, 5 KB: epp's CPU over Envoy's", 0.5, row.ratio.median)
+    request = envoys_request(results, picker)
     for cost in chunk_costs(results):
-        if cost.picker == FAST and cost.responses == Responses.FULL_DUPLEX.value and request is not None:
-            text = "fast transport, a FULL_DUPLEX response message: epp's CPU over Envoy's for a 5 KB request"
-            found.append(Goal(text, 0.15, cost.picker_cpu.median / request))
-        elif cost.picker == FAST and cost.responses == Responses.ACCESS_LOG.value:
-            found.append(Goal("our default mode: ext_proc messages for one more chunk of an answer", 0.0, cost.messages))
-    return found
+        if cost.picker == picker and cost.responses == Responses.FULL_DUPLEX.value and request is not None:
+            text = f"{called}, a FULL_DUPLEX response message: epp's CPU over Envoy's for a 5 KB request"
+            yield Goal(text, 0.15, cost.picker_cpu.median / request)
+        elif cost.picker == picker == FAST and cost.responses == Responses.ACCESS_LOG.value:
+            yield Goal("our default mode: ext_proc messages for one more chunk of an answer", 0.0, cost.messages)

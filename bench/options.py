@@ -21,6 +21,8 @@ class Options:
     blocks: Sequence[str]
     transports: Sequence[str]
     peers: Sequence[Picker]
+    compiled: Path | None
+    """Where the compiled build is; None: it does not take part."""
     quick: bool
     rounds: int
     warm_s: float
@@ -41,6 +43,7 @@ def parse(arguments: Sequence[str]) -> Options:
         blocks=args.only,
         transports=args.transports,
         peers=[] if args.peer is None else [_peer(args)],
+        compiled=args.compiled,
         quick=args.quick,
         rounds=args.rounds,
         warm_s=0.2 if args.quick else 0.5,
@@ -56,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", type=Path, default=Path("build/bench"), help="folder for results.json, chart.svg and logs")
     parser.add_argument("--only", type=_words(BLOCKS), default=BLOCKS, metavar="BLOCK,...", help=f"of {', '.join(BLOCKS)}")
     parser.add_argument("--transports", type=_words(TRANSPORTS), default=TRANSPORTS, metavar="NAME,...", help="of fast, grpc")
+    parser.add_argument("--compiled", type=Path, metavar="FOLDER", help="the compiled build takes part too (make compiled)")
     parser.add_argument("--rounds", type=_count, default=2, help="samples of each row, taken in turns (default 2)")
     parser.add_argument("--seconds", type=_seconds, help="length of a sample (default 2, with --quick 0.7)")
     peer = parser.add_argument_group("a peer", "another endpoint picker in the same run")

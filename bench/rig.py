@@ -53,15 +53,17 @@ class Picker:
         return self.configs is None or work in self.configs
 
 
-def ours(transport: str, *, tls: bool = False) -> Picker:
-    """epp, with one of its transports."""
+def ours(transport: str, *, tls: bool = False, compiled: Path | None = None) -> Picker:
+    """epp, with one of its transports; `compiled`: the folder of the compiled build, instead of this one."""
+    where = () if compiled is None else ("env", f"PYTHONPATH={compiled.resolve()}")
     command = (
-        *(sys.executable, "-m", "epp", f"--config-file={CONFIG}", f"--transport={transport}"),
+        # -P: not the epp of this folder, where another is named.
+        *(*where, sys.executable, "-P", "-m", "epp", f"--config-file={CONFIG}", f"--transport={transport}"),
         *(f"--grpc-port={GRPC_PORT}", f"--grpc-health-port={HEALTH_PORT}", f"--metrics-port={METRICS_PORT}"),
         # Scraping is a standing cost, not one of a request: seldom enough not to show in these figures.
         *("--refresh-metrics-interval=5s", f"--secure-serving={str(tls).lower()}", "--drain-timeout=0s"),
     )
-    return Picker(f"epp {transport}", command, tls)
+    return Picker(f"epp {transport}" if compiled is None else f"epp {transport}, compiled", command, tls)
 
 
 @dataclass(slots=True)

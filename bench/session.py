@@ -146,9 +146,12 @@ class Bench:
         return rig.workshop(self._options.output / "logs" / name, self._model_folder)
 
     def _pickers(self, *, with_tls: bool) -> list[Picker]:
-        plain = [ours(transport) for transport in self._options.transports]
-        secure = [ours(transport, tls=True) for transport in self._options.transports] if with_tls else []
-        return [*plain, *secure, *self._options.peers]
+        return [*self._ours(tls=False), *(self._ours(tls=True) if with_tls else ()), *self._options.peers]
+
+    def _ours(self, *, tls: bool) -> Sequence[Picker]:
+        compiled, transports = self._options.compiled, self._options.transports
+        builds = [ours(transport, tls=tls) for transport in transports]
+        return builds if compiled is None or "fast" not in transports else [*builds, ours("fast", tls=tls, compiled=compiled)]
 
     def _plain_pickers(self) -> list[Picker]:
         """Those the direct client can talk to: it knows no TLS."""

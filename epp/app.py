@@ -22,7 +22,7 @@ from pathlib import Path
 import uvloop
 from prometheus_client import CollectorRegistry
 
-from epp import __version__, config, names, parts
+from epp import BUILD, __version__, config, names, parts
 from epp.config.flags import ServeOptions
 from epp.datastore import EndpointsListed, MetricsScraped, PoolState
 from epp.domain import DecisionId, Endpoint, EndpointId
@@ -188,7 +188,8 @@ class App:
             self._readiness.synced = True
             await self._server.start()
             logger.info(
-                "serving on port %d (health also on %d, /metrics on %d)", self._server.port, self._server.health_port, metrics_server.port
+                "epp %s (%s) serves on port %d (health also on %d, /metrics on %d)",
+                *(__version__, BUILD, self._server.port, self._server.health_port, metrics_server.port),
             )
             async with asyncio.TaskGroup() as tasks:
                 background = [tasks.create_task(work) for work in self._background()]

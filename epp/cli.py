@@ -10,12 +10,12 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from epp import __version__
+from epp import BUILD, __version__
 from epp.config import flags
 from epp.errors import ConfigError, EppError
 
 USAGE = f"""\
-epp {__version__}: an endpoint picker for fleets of LLM inference servers, behind Envoy's External Processing.
+epp {__version__} ({BUILD}): an endpoint picker for fleets of LLM inference servers, behind Envoy's External Processing.
 
 usage: epp [flags]                 serve
        epp simulate [...]          model servers that behave like vLLM, on this machine

@@ -243,7 +243,8 @@ class Decision:
     @property
     def destination(self) -> str:
         """Value of the destination header: comma list of "ip:port", best first."""
-        return ",".join(endpoint.host_port for endpoint in self.primary.chosen)
+        chosen = self.primary.chosen
+        return chosen[0].host_port if len(chosen) == 1 else ",".join([endpoint.host_port for endpoint in chosen])
 
 
 class EndCause(Enum):

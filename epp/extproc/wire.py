@@ -52,7 +52,7 @@ def decode(data: bytes) -> Event | None:
             begin, rest = _extent(data, rest + 1)
             if tag == _ATTRIBUTES and attributes is None:
                 attributes = data[begin:rest]
-            elif tag == _MODES and modes is _NO_MODES:
+            elif tag == _MODES and modes == _NO_MODES:
                 modes = _body_modes(data[begin:rest])
             elif tag != _METADATA or rest > begin:  # metadata may hold a subset hint
                 return None

@@ -11,7 +11,7 @@ import ssl
 import sys
 import threading
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import TypeVar, cast
 from wsgiref.simple_server import WSGIServer
 
 from prometheus_client import CollectorRegistry, start_http_server
@@ -259,7 +259,7 @@ class PrometheusReporter(Reporter):
     def _of_endpoint(self, endpoint: EndpointId, family: Family[_S], labels: tuple[str, ...]) -> _S:
         """The series with these labels, remembered so that it goes when the endpoint goes."""
         series = family.labels(*labels)
-        self._by_endpoint.setdefault(endpoint, set()).add((family, labels))
+        self._by_endpoint.setdefault(endpoint, set()).add((cast("_AnyFamily", family), labels))
         return series
 
 
@@ -293,7 +293,7 @@ class MetricsServer:
 
     def __init__(self, server: WSGIServer, thread: threading.Thread) -> None:
         self._server = server
-        self._thread = thread
+        self._serving = thread
 
     @property
     def port(self) -> int:
@@ -304,7 +304,7 @@ class MetricsServer:
         """Stop listening. Blocks for up to half a second."""
         self._server.shutdown()
         self._server.server_close()
-        self._thread.join()
+        self._serving.join()
 
 
 def serve(

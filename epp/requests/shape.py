@@ -20,7 +20,11 @@ def max_tokens_of(*keys: str) -> Callable[[Fields], object]:
     """The limit of an answer that stands in the first of `keys` that holds a number."""
 
     def find(fields: Fields) -> object:
-        return next((value for key in keys if isinstance(value := fields.get(key), int)), None)
+        for key in keys:
+            value = fields.get(key)
+            if isinstance(value, int):
+                return value
+        return None
 
     return find
 

@@ -85,6 +85,8 @@ class Cycle:
 
     def prefix_matches(self) -> dict[str, PrefixMatch]:
         """All PrefixMatch data by producer, for the decision record."""
+        if not self._data:
+            return {}
         return {key.producer: value for key, value in self._data.items() if isinstance(value, PrefixMatch)}
 
 

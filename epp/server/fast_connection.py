@@ -302,11 +302,12 @@ class Connection(asyncio.Protocol):
 
     async def _serve(self, stream: TaskStream) -> None:
         stream.running = True
-        ending = None
         try:
-            ending = await stream.handler(stream)
+            self._finish(stream, await stream.handler(stream))
+        except BaseException:
+            self._finish(stream, stream.interruption)
+            raise
         finally:
-            self._finish(stream, ending or stream.interruption)
             self._end_task(stream)
 
     def _end_task(self, stream: TaskStream) -> None:

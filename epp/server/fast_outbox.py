@@ -123,15 +123,19 @@ class Outbox:
 
     def end(self, stream_id: int, ending: Ending, *, half_closed: bool) -> None:
         """The status, after all messages."""
-        with UNLESS_CLOSED:
+        try:
             self._h2.send_trailers(stream_id, grpc_headers.trailers(ending))
-            self._end(stream_id, half_closed=half_closed, urgent=ending.status is not Status.OK)
+        except ngh2.NGH2Error:  # the stream is closed
+            return
+        self._end(stream_id, half_closed=half_closed, urgent=ending.status is not Status.OK)
 
     def taken(self, stream_id: int, size: int) -> None:
         """So many bytes that came were taken: open the windows again."""
-        with UNLESS_CLOSED:
+        try:  # `UNLESS_CLOSED`, at a third of the cost: this is called for every frame
             self._h2.acknowledge_received_data(size, stream_id)
-            self.flush_soon(urgent=False)
+        except ngh2.NGH2Error:
+            return
+        self.flush_soon(urgent=False)
 
     def _queue(self, stream_id: int, data: bytes, *, urgent: bool) -> bool:
         """Whether too many bytes are queued now. Raises StreamGoneError."""

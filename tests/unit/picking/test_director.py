@@ -129,7 +129,7 @@ def test_a_route_says_whether_a_stream_was_asked_for() -> None:
 def test_a_bug_in_the_decision_is_500_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     """The client gets a status, not a stream that hangs or ends without a word."""
     rig = Rig("10.0.0.1")
-    monkeypatch.setattr(rig.director, "_scheduler", None)
+    monkeypatch.setattr(rig.recorder, "tokenized", lambda *_: 1 // 0)
 
     with pytest.raises(InternalError, match="picking failed"):
         rig.route()
