@@ -132,7 +132,8 @@ class App:
         # Without events nothing that is expected of engines could ever be seen.
         events = precise.kv_events_config if precise else None
         watched = events is not None and (events.discover_pods or bool(events.zmq_endpoint))
-        predictions = Predictions(time.monotonic, settled=ParityMonitor(self._reporter).settled, prefill_ended=self._on_prefill_ended)
+        self._parity = ParityMonitor(self._reporter, stale=self._on_stale)
+        predictions = Predictions(time.monotonic, outcomes=self._parity, prefill_ended=self._on_prefill_ended)
         self._index = PrefixIndex(self._reporter, default_block_size=unit, predictions=predictions if watched else None)
         built = config.build(self._config, Collaborators(index=self._index), self._reporter)
         self._scheduler = built.scheduler
@@ -317,6 +318,11 @@ class App:
         self._scheduler.prefill_ended(decision_id, endpoint, now)
         self._reporter.prefill_ended(endpoint, seconds)
 
+    def _on_stale(self, endpoint: EndpointId) -> None:
+        """An endpoint does not find what it is taken to hold."""
+        if self._kv_events:
+            self._kv_events.distrust(endpoint, "hits_are_not_found")
+
     def _on_endpoints(self, endpoints: Sequence[Endpoint]) -> None:
         """Everybody who keeps something by endpoint learns of the new list at the same moment."""
         change = self._pool.apply(EndpointsListed(endpoints))
@@ -328,6 +334,7 @@ class App:
             if self._kv_events is None:
                 self._index.remove(endpoint_id)
             self._scheduler.endpoint_removed(endpoint_id)
+            self._parity.removed(endpoint_id)
             self._reporter.endpoint_removed(endpoint_id)  # last: any later word about it would make its series anew
         self._reporter.endpoints_changed(len(endpoints))
 
@@ -337,6 +344,7 @@ class App:
             self._index.set_block_size(scraped.endpoint, scraped.metrics.block_size)
         if self._kv_events:
             self._kv_events.reconcile(scraped.endpoint, scraped.metrics)
+        self._parity.scraped(scraped.endpoint, scraped.metrics)
 
     # --- tasks ----------------------------------------------------------------------------------------------
 

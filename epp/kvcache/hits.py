@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from itertools import repeat
 
 from epp.domain import BlockKey, EndpointId, TokenIds, TokenizedRequest
+from epp.kvcache.divergence import Prompt
 from epp.kvcache.keys import pack_tokens, prompt_keys, request_extras
-from epp.kvcache.predictions import Prompt
 
 
 class Hits:

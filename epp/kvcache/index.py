@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Final
 
-from epp.domain import BlockKey, DecisionId, EndpointId, EngineHash, TokenizedRequest
+from epp.domain import BlockKey, DecisionId, EndpointId, EngineHash, TokenizedRequest, Usage
 from epp.kvcache.events import GPU, AllCleared, Batch, BlockRemoved, BlockStored
 from epp.kvcache.hits import Hits
 from epp.kvcache.keys import NO_EXTRAS, TOKEN_BYTES, chain_keys, root_key
@@ -124,10 +124,10 @@ class PrefixIndex:
         if ttl_s > 0 and predictions.is_open(decision_id):
             self._queued.append(_Queued(now + ttl_s / 2, ttl_s, decision_id, endpoint, hits))
 
-    def answer_ended(self, decision_id: DecisionId) -> None:
-        """Nothing more will be stored for this request."""
+    def answer_ended(self, decision_id: DecisionId, *, served: bool = True, said: Usage | None = None) -> None:
+        """Nothing more will be stored for this request. `served`: its endpoint answered it; `said`: what of its usage can be compared."""
         if self._predictions is not None:
-            self._predictions.ended(decision_id)
+            self._predictions.ended(decision_id, served=served, said=said)
 
     def block_size(self, endpoint: EndpointId) -> int:
         """Tokens a block: what its events said, else what `set_block_size` said, else the default."""
@@ -148,7 +148,7 @@ class PrefixIndex:
     def apply(self, endpoint: EndpointId, rank: int, batch: Batch) -> None:
         """Apply the events of one batch in order; what cannot be applied is reported and skipped."""
         for reason in batch.errors:
-            self._reporter.kv_event_error(endpoint, reason)
+            self._problem(endpoint, reason)
         ranks = self._streams.setdefault(endpoint, {})
         if rank not in ranks:
             ranks[rank] = self._new_stream()
@@ -157,7 +157,7 @@ class PrefixIndex:
                 case BlockStored():
                     problem = self._store(endpoint, ranks[rank], event)
                     if problem is not None:
-                        self._reporter.kv_event_error(endpoint, problem)
+                        self._problem(endpoint, problem)
                 case BlockRemoved():
                     self._remove(ranks[rank], event)
                 case AllCleared():
@@ -334,6 +334,11 @@ class PrefixIndex:
             stream.aliases[key] = stream.aliases.get(key, 1) + 1
         else:
             self._holders[key] = held | stream.bit
+
+    def _problem(self, endpoint: EndpointId, reason: str) -> None:
+        self._reporter.kv_event_error(endpoint, reason)
+        if self._predictions is not None:
+            self._predictions.unusable(endpoint, reason)
 
     def _remove(self, stream: _Stream, event: BlockRemoved) -> None:
         """One physical copy less of each; blocks never indexed are none of ours."""

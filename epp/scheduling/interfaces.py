@@ -19,6 +19,7 @@ from epp.domain import (
     ProfileResult,
     RequestEnd,
     TokenizedRequest,
+    Usage,
 )
 
 T = TypeVar("T")
@@ -216,5 +217,8 @@ class PrefixIndex(Protocol):
         `ttl_s`: what was speculated for it lives so long, and again until its prefill has been seen to end; 0: nothing was.
         """
 
-    def answer_ended(self, decision_id: DecisionId) -> None:
-        """Nothing more will be stored for this request."""
+    def answer_ended(self, decision_id: DecisionId, *, served: bool, said: Usage | None) -> None:
+        """Nothing more will be stored for this request.
+
+        `served`: the endpoint it went to has answered it; `said`: what of the answer's usage can be held against what was expected.
+        """

@@ -207,11 +207,12 @@ class KvEventSource:
             for key in self._keys_of(endpoint):
                 self._index.clear(*key)
         elif metrics.num_blocks and blocks > metrics.num_blocks:
-            self._distrust(endpoint, "more_blocks_than_the_engine_has")
+            self.distrust(endpoint, "more_blocks_than_the_engine_has")
         elif queries is not None and before is not None and queries < before:
-            self._distrust(endpoint, "the_engine_began_anew")
+            self.distrust(endpoint, "the_engine_began_anew")
 
-    def _distrust(self, endpoint: EndpointId, reason: str) -> None:
+    def distrust(self, endpoint: EndpointId, reason: str) -> None:
+        """Another witness contradicts what the endpoint's events said: forget it, and learn it anew where a replay can tell. Seldom."""
         now = self._clock()
         if now - self._distrusted.get(endpoint, _NEVER) < DISTRUST_S:
             return

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from epp.domain import Decision, DecisionId, EndCause, EndpointId, ProfileResult, RequestEnd, TokenizedRequest, TokenState
+from epp.domain import Decision, DecisionId, EndCause, EndpointId, ProfileResult, RequestEnd, TokenizedRequest, TokenState, Usage
 from epp.plugins.producers.precise_prefix_cache import PrecisePrefixCacheParams, PrecisePrefixCacheProducer, TokenProcessorConfig
 from epp.scheduling.interfaces import Cycle, PrefixHits, prefix_match_key
 from epp.scheduling.params import Duration
@@ -42,7 +42,7 @@ class Index:
     def predict(self, hits: PrefixHits, endpoint: EndpointId, decision_id: DecisionId, model: str, now: float, ttl_s: float) -> None:
         self.predicted.append((endpoint, decision_id, ttl_s))
 
-    def answer_ended(self, decision_id: DecisionId) -> None:
+    def answer_ended(self, decision_id: DecisionId, *, served: bool, said: Usage | None) -> None:
         self.over.append(decision_id)
 
 
