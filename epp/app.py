@@ -380,8 +380,9 @@ class App:
         while not kv_events.settled.is_set() and (left := deadline - time.monotonic()) > 0:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(kv_events.settled.wait(), min(left, PROGRESS_S))
-            learnt = kv_events.learnt()
-            logger.info("%d of %d endpoints have told what they hold: %d blocks", learnt.told, learnt.endpoints, learnt.blocks)
+            if not kv_events.settled.is_set():
+                _log_progress(kv_events)
+        _log_progress(kv_events)
         if not kv_events.settled.is_set():
             logger.warning("some endpoints have not told what they hold within %g s: ready without them", SETTLE_LIMIT_S)
         if blind := kv_events.learnt().without_replay:
@@ -413,6 +414,11 @@ def _ids() -> Callable[[], str]:
     """Unique strings at a tenth of a UUID's cost: one random number a process, then a count."""
     process, numbers = f"{random.SystemRandom().getrandbits(64):x}", itertools.count()
     return lambda: f"{process}-{next(numbers):x}"
+
+
+def _log_progress(kv_events: KvEventSource) -> None:
+    learnt = kv_events.learnt()
+    logger.info("%d of %d endpoints have told what they hold: %d blocks", learnt.told, learnt.endpoints, learnt.blocks)
 
 
 def _from_text(text: str) -> config.EffectiveConfig:
