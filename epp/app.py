@@ -25,11 +25,11 @@ from prometheus_client import CollectorRegistry
 from epp import __version__, config, names, parts
 from epp.config.flags import ServeOptions
 from epp.datastore import EndpointsListed, MetricsScraped, PoolState
-from epp.domain import DecisionId, Endpoint, EndpointId
+from epp.domain import Endpoint, EndpointId
 from epp.errors import ConfigError
 from epp.kvcache.index import PrefixIndex
 from epp.kvcache.parity import ParityMonitor
-from epp.kvcache.predictions import Predictions
+from epp.kvcache.predictions import Predictions, PrefillEnded
 from epp.observability import prometheus
 from epp.observability.decision_log import DecisionLog
 from epp.observability.log_format import configure_logging
@@ -313,10 +313,10 @@ class App:
 
     # --- knowledge ------------------------------------------------------------------------------------------
 
-    def _on_prefill_ended(self, decision_id: DecisionId, endpoint: EndpointId, now: float, seconds: float) -> None:
+    def _on_prefill_ended(self, prefill: PrefillEnded) -> None:
         """The events of an endpoint showed that it has computed a prompt."""
-        self._scheduler.prefill_ended(decision_id, endpoint, now)
-        self._reporter.prefill_ended(endpoint, seconds)
+        self._scheduler.prefill_ended(prefill.decision_id, prefill.endpoint, prefill.at)
+        self._reporter.prefill_ended(prefill.endpoint, prefill.model, prefill.seconds)
 
     def _on_stale(self, endpoint: EndpointId) -> None:
         """An endpoint does not find what it is taken to hold."""

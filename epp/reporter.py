@@ -106,8 +106,8 @@ class Reporter:
     def parity_restored(self, model: str) -> None:
         """Most of it is again."""
 
-    def prefill_ended(self, endpoint: EndpointId, seconds: float) -> None:
-        """The last full block of a prompt was stored, so long after the decision."""
+    def prefill_ended(self, endpoint: EndpointId, model: str, seconds: float) -> None:
+        """The last full block of a prompt was stored, so long after the decision. Not of prompts that were cached whole."""
 
     def index_size(self, endpoint: EndpointId, blocks: int) -> None:
         """Confirmed blocks the index holds for an endpoint; called at most about once a second each."""

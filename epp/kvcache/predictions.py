@@ -80,6 +80,19 @@ class Answered:
         return max(0, self.hit_tokens - self.block_size)
 
 
+@dataclass(frozen=True, slots=True)
+class PrefillEnded:
+    """The last full block of a prompt was stored. A prompt that was cached whole stores none, so its prefill ends unseen."""
+
+    decision_id: DecisionId
+    endpoint: EndpointId
+    model: str
+    at: float
+    """When its event was applied, in monotonic seconds."""
+    seconds: float
+    """Since the decision."""
+
+
 class Outcomes(Protocol):
     """Who is told how predictions come out."""
 
@@ -169,9 +182,9 @@ class Predictions:
         now: Callable[[], float],
         *,
         outcomes: Outcomes,
-        prefill_ended: Callable[[DecisionId, EndpointId, float, float], None],
+        prefill_ended: Callable[[PrefillEnded], None],
     ) -> None:
-        """`now` gives monotonic seconds. `prefill_ended` is told the decision, its endpoint, the time now, and seconds since the decision."""
+        """`now` gives monotonic seconds. `prefill_ended` is called once a prefill that is seen to end while its answer is under way."""
         self._now = now
         self._outcomes = outcomes
         self._prefill_ended = prefill_ended
@@ -301,7 +314,9 @@ class Predictions:
             pod.add(prediction)
         elif prediction.decision_id in self._open:
             now = self._now()
-            self._prefill_ended(prediction.decision_id, prediction.endpoint, now, now - prediction.opened_at)
+            self._prefill_ended(
+                PrefillEnded(prediction.decision_id, prediction.endpoint, prediction.model, now, now - prediction.opened_at)
+            )
         return at
 
 

@@ -136,8 +136,11 @@ class PrometheusReporter(Reporter):
             ["model", "endpoint", "said"],
         )
         self._prefill = families.histogram(
-            "epp_prefill_seconds", "From a decision to its prompt's last full block being stored.", buckets=TTFT_BUCKETS
-        ).labels()
+            "epp_prefill_seconds",
+            "From a decision to its prompt's last full block being stored; prompts that were cached whole store none.",
+            ["model"],
+            buckets=TTFT_BUCKETS,
+        )
         self._blocks = families.gauge("epp_index_blocks", "Confirmed blocks the index holds.", ["endpoint"])
 
     # --- a request ----------------------------------------------------------------------------------------------
@@ -272,8 +275,8 @@ class PrometheusReporter(Reporter):
         if cause is not None:
             self._parity_lost.labels(self._models.admit(model), cause).set(0)
 
-    def prefill_ended(self, endpoint: EndpointId, seconds: float) -> None:
-        self._prefill.observe(seconds)
+    def prefill_ended(self, endpoint: EndpointId, model: str, seconds: float) -> None:
+        self._prefill.labels(self._models.admit(model)).observe(seconds)
 
     def index_size(self, endpoint: EndpointId, blocks: int) -> None:
         self._of_endpoint(endpoint, self._blocks, (endpoint,)).set(blocks)

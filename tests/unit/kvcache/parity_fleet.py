@@ -28,7 +28,7 @@ from epp.domain import (
 from epp.kvcache.events import decode
 from epp.kvcache.index import PrefixIndex
 from epp.kvcache.parity import ParityMonitor
-from epp.kvcache.predictions import SETTLE_S, Predictions
+from epp.kvcache.predictions import SETTLE_S, Predictions, PrefillEnded
 from epp.plugins.producers.precise_prefix_cache import PrecisePrefixCacheParams, PrecisePrefixCacheProducer
 from epp.reporter import Reporter
 from epp.scheduling.params import Duration
@@ -74,12 +74,12 @@ class Fleet:
         self.now = 0.0
         self.told = Recorder()
         self.stale: list[EndpointId] = []
-        self.prefills: list[tuple[DecisionId, EndpointId, float]] = []
+        self.prefills: list[PrefillEnded] = []
         self.monitor = ParityMonitor(self.told, stale=self.stale.append)
         predictions = Predictions(
             lambda: self.now,
             outcomes=self.monitor,
-            prefill_ended=lambda decision, endpoint, now, _: self.prefills.append((decision, endpoint, now)),
+            prefill_ended=self.prefills.append,
         )
         self.index = PrefixIndex(Reporter(), default_block_size=16, predictions=predictions)
         self.endpoints = endpoints

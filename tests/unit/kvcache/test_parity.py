@@ -7,6 +7,8 @@ import msgspec
 import pytest
 
 from epp.domain import DecisionId, EndpointId, TokenizedRequest, TokenState, Usage
+from epp.kvcache import predictions
+from epp.kvcache.predictions import PrefillEnded
 from tests.unit.kvcache.parity_fleet import PODS, Fleet, chat
 
 
@@ -127,7 +129,7 @@ def test_the_last_full_block_ends_the_prefill() -> None:
     decision = fleet.decide(ours, PODS[0])
     fleet.now = 7.5
     fleet.engines[PODS[0]].run(ours, range(100))
-    assert fleet.prefills == [(decision, PODS[0], 7.5)]
+    assert fleet.prefills == [PrefillEnded(decision, PODS[0], "m", 7.5, 7.5)]
 
 
 def test_a_prompt_that_is_cached_whole_has_no_end_of_prefill() -> None:
@@ -144,9 +146,9 @@ def test_requests_with_one_prefix_end_their_prefills_each() -> None:
     fleet, ours = Fleet(), chat(random.Random(1))
     first, second = fleet.decide(ours, PODS[0]), fleet.decide([*ours, *range(40)], PODS[0])
     fleet.engines[PODS[0]].run(ours)
-    assert [decision for decision, *_ in fleet.prefills] == [first]
+    assert [prefill.decision_id for prefill in fleet.prefills] == [first]
     fleet.engines[PODS[0]].run([*ours, *range(40)])
-    assert [decision for decision, *_ in fleet.prefills] == [first, second]
+    assert [prefill.decision_id for prefill in fleet.prefills] == [first, second]
 
 
 def test_a_speculated_prefix_outlives_its_ttl_while_its_request_waits() -> None:
@@ -177,3 +179,16 @@ def test_a_speculated_prefix_that_was_computed_needs_no_speculation() -> None:
     fleet.index.sweep(fleet.now)
     fleet.index.clear(PODS[0])
     assert fleet.index.match(TokenizedRequest(TokenState.EXACT, [ours]), PODS, fleet.now).tokens[0] == 0
+
+
+def test_what_is_watched_at_a_time_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requests beyond it are served all the same; their prefix is speculated for its plain time, and their prefill ends unseen."""
+    monkeypatch.setattr(predictions, "MAX_OPEN", 2)
+    fleet, rng = Fleet(), random.Random(1)
+    prompts = [chat(rng) for _ in range(3)]
+    decisions = [fleet.decide(ours, PODS[0], ttl_s=2.0) for ours in prompts]
+    for ours in prompts:
+        fleet.engines[PODS[0]].run(ours)
+    fleet.end(*decisions)
+    assert [prefill.decision_id for prefill in fleet.prefills] == decisions[:2]
+    assert fleet.told.verdicts == {"confirmed": 2}

@@ -363,8 +363,8 @@ def test_parity(registry: CollectorRegistry, reporter: PrometheusReporter) -> No
     reporter.hits_counted(endpoint, 1_000, 900)
     assert value("epp_parity_counted_hit_tokens_total", {"endpoint": "team/a", "said": "expected"}) == 1_000
     assert value("epp_parity_counted_hit_tokens_total", {"endpoint": "team/a", "said": "counted"}) == 900
-    reporter.prefill_ended(endpoint, 0.3)
-    assert value("epp_prefill_seconds_bucket", {"le": "0.4"}) == 1
+    reporter.prefill_ended(endpoint, "tiny", 0.3)
+    assert value("epp_prefill_seconds_bucket", {"model": "tiny", "le": "0.4"}) == 1
     reporter.endpoint_removed(endpoint)
     assert value("epp_parity_predictions_total", {"model": "tiny", "endpoint": "team/a", "result": "confirmed"}) is None
 
