@@ -63,6 +63,16 @@ class Prompt:
     cached: int
     """Leading blocks that events confirmed at the endpoint."""
 
+    @property
+    def tokens(self) -> int:
+        """How many it has."""
+        return len(self.packed) // TOKEN_BYTES
+
+    @property
+    def found(self) -> int:
+        """Leading blocks the endpoint finds: the last token is always computed (spec/kv.md 8 rule 12)."""
+        return min(self.cached, max(0, self.tokens - 1) // self.block_size)
+
 
 def compare(prompt: Prompt, event: BlockStored, position: int, skip: int) -> Divergence | None:
     """How they differ; None where they have nothing to do with each other."""

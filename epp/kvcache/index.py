@@ -109,7 +109,17 @@ class PrefixIndex:
         for chain in hits.chains(self.block_size(endpoint)):
             self._speculations.add(endpoint, chain, until)
 
-    def predict(self, hits: object, endpoint: EndpointId, decision_id: DecisionId, model: str, now: float, ttl_s: float) -> None:
+    def predict(
+        self,
+        hits: object,
+        endpoint: EndpointId,
+        decision_id: DecisionId,
+        model: str,
+        now: float,
+        ttl_s: float,
+        *,
+        reads_cache: bool = True,
+    ) -> None:
         """A request goes to one of the endpoints that were asked for: what is stored there will be held against what was expected.
 
         `ttl_s`: what is speculated for it lives so long, and again until its prefill has been seen to end; 0: nothing is.
@@ -117,7 +127,7 @@ class PrefixIndex:
         if not isinstance(hits, Hits):
             raise TypeError("predict takes what match() returned")
         predictions = self._predictions
-        prompt = None if predictions is None else hits.prompt(endpoint)
+        prompt = None if predictions is None else hits.prompt(endpoint, reads_cache=reads_cache)
         if predictions is None or prompt is None:
             return
         predictions.add(decision_id, endpoint, model, prompt)
@@ -159,7 +169,7 @@ class PrefixIndex:
                     if problem is not None:
                         self._problem(endpoint, problem)
                 case BlockRemoved():
-                    self._remove(ranks[rank], event)
+                    self._remove(endpoint, ranks[rank], event)
                 case AllCleared():
                     old = ranks[rank]
                     self._retire(old)
@@ -340,10 +350,11 @@ class PrefixIndex:
         if self._predictions is not None:
             self._predictions.unusable(endpoint, reason)
 
-    def _remove(self, stream: _Stream, event: BlockRemoved) -> None:
+    def _remove(self, endpoint: EndpointId, stream: _Stream, event: BlockRemoved) -> None:
         """One physical copy less of each; blocks never indexed are none of ours."""
         if event.medium != GPU or (event.group is not None and event.group != stream.group):
             return
+        gone: list[BlockKey] = []
         for block in event.hashes:
             copies = stream.copies.pop(block, 1)
             if copies > 1:
@@ -355,6 +366,9 @@ class PrefixIndex:
                 stream.orphans.removed(block)
             else:
                 self._release(stream, key)
+                gone.append(key)
+        if gone and self._predictions is not None:
+            self._predictions.removed(endpoint, gone)
 
     def _release(self, stream: _Stream, key: BlockKey) -> None:
         """One engine hash less means this block."""

@@ -242,7 +242,7 @@ class ParityMonitor:
         self._reporter.parity_lost(
             ParityLoss(name, endpoints, cause.value, window.kind.seen, detail, requests * len(wrong), requests * len(window.findings))
         )
-        if window.kind in (_HITS, _COUNTED):
+        if cause is Cause.INDEX and window.kind is not _SILENCE:
             for endpoint in endpoints:
                 self._stale(endpoint)
 

@@ -6,9 +6,10 @@ name, the salt and the block size they were made of; the last one ends the prefi
 instead that starts where ours should go on and differs inside the prompt, the prediction is contradicted, and the difference names
 the likely cause. A chain that another prediction explains says nothing; neither do blocks beyond the prompt.
 
-What is predicted as cached is confirmed by not being stored again, so a request whose blocks are all cached expects
-nothing: it is confirmed, and the end of its prefill shows nowhere. Only blocks that events confirmed count as cached: one
-that is speculated may be as wrong as the tokens it was made of.
+What is predicted as cached is confirmed by not being stored again, from the first block to the last it should find there, unless the
+engine said that it evicted one of these two: then it has lost its cache without a word. So a
+request whose blocks are all cached expects nothing: it is confirmed, and the end of its prefill shows nowhere. Only blocks that events
+confirmed count as cached: one that is speculated may be as wrong as the tokens it was made of.
 
 Settled some time after the answer ended, because engines publish a step's events with its outputs. Used by `index`, on the
 event loop; `now` is injected. Cost: a lookup for each block an endpoint stores while predictions are open there.
@@ -24,7 +25,6 @@ from typing import Final, Protocol
 from epp.domain import BlockKey, DecisionId, EndpointId, Usage
 from epp.kvcache.divergence import LEADING_TOKENS, Cause, Divergence, Prompt, compare, resemblance
 from epp.kvcache.events import BlockStored
-from epp.kvcache.keys import TOKEN_BYTES
 
 # After the end of its answer nothing is stored for a request any more, but its last events may still be on their way.
 SETTLE_S: Final = 2.0
@@ -125,9 +125,20 @@ class _Prediction:
     divergence: Divergence | None = None
     contradicted: bool = False
     """An event that stored some of its blocks went on otherwise."""
+    first_again: bool = False
+    again: bool = False
+    """The first block, and the last it was taken to find, were stored again."""
+
+    @property
+    def ends(self) -> tuple[BlockKey, ...]:
+        """The first and the last block it is taken to find; one or none where there are no two."""
+        chain, found = self.prompt.chain, self.prompt.found
+        return () if not found else (chain[0],) if found == 1 else (chain[0], chain[found - 1])
 
     @property
     def verdict(self) -> Verdict:
+        if self.again:
+            return Verdict.CONTRADICTED
         if self.next >= len(self.prompt.chain):
             return Verdict.CONFIRMED
         if self.contradicted:
@@ -136,19 +147,35 @@ class _Prediction:
             return Verdict.CONFIRMED
         return Verdict.UNSEEN if self.divergence is None else Verdict.CONTRADICTED
 
+    def stored_again(self, key: BlockKey) -> None:
+        """One of its ends was."""
+        ends = self.ends
+        self.first_again = self.first_again or key == ends[0]
+        self.again = self.again or (self.first_again and key == ends[-1])
+
 
 class _Pod:
-    """The predictions of one endpoint that expect something."""
+    """The predictions of one endpoint that expect something, to be stored or not to be."""
 
-    __slots__ = ("after", "expecting", "puzzling")
+    __slots__ = ("after", "expecting", "found", "puzzling")
 
     def __init__(self) -> None:
         self.expecting: dict[BlockKey, list[_Prediction]] = {}
         """By the block expected next."""
         self.after: dict[BlockKey, list[_Prediction]] = {}
         """By the block before that one."""
+        self.found: dict[BlockKey, list[_Prediction]] = {}
+        """By the first block, and by the last, that they are taken to find."""
         self.puzzling: dict[_Prediction, None] = {}
         """Those of which no block was stored, and nothing that may have come in their place; oldest first."""
+
+    def watch(self, prediction: _Prediction) -> None:
+        for key in prediction.ends:
+            self.found.setdefault(key, []).append(prediction)
+
+    def unwatch(self, prediction: _Prediction) -> None:
+        for key in prediction.ends:
+            _drop(self.found, key, prediction)
 
     def add(self, prediction: _Prediction) -> None:
         chain, at = prediction.prompt.chain, prediction.next
@@ -210,8 +237,10 @@ class Predictions:
         prediction = self._open[decision_id] = _Prediction(
             decision_id, endpoint, model, prompt, self._now(), prompt.cached, self._heard.get(endpoint, 0)
         )
+        pod = self._pods.setdefault(endpoint, _Pod())
+        pod.watch(prediction)
         if prompt.cached < len(prompt.chain):
-            self._pods.setdefault(endpoint, _Pod()).add(prediction)
+            pod.add(prediction)
 
     def stored(self, endpoint: EndpointId, parent: BlockKey, event: BlockStored, keys: Sequence[BlockKey]) -> None:
         """The endpoint stored these blocks, whose keys are ours of what the event says, after `parent`."""
@@ -219,9 +248,11 @@ class Predictions:
         pod = self._pods.get(endpoint)
         if pod is None:
             return
-        expecting = pod.expecting
+        expecting, found = pod.expecting, pod.found
         explained, cut_short = False, []
         for at, key in enumerate(keys):
+            for prediction in found.get(key, ()):
+                prediction.stored_again(key)
             for prediction in tuple(expecting.get(key, ())):
                 reached = self._advance(pod, prediction, keys, at)
                 if reached < len(keys) and prediction.next < len(prediction.prompt.chain):
@@ -234,8 +265,6 @@ class Predictions:
                 _note(prediction, compare(prediction.prompt, event, prediction.next, reached))
             if not cut_short:
                 self._note_stranger(pod, parent, event)
-        if not expecting:
-            del self._pods[endpoint]
 
     def _note_stranger(self, pod: _Pod, parent: BlockKey, event: BlockStored) -> None:
         """A chain that no prediction explains: those that it may have come in place of keep how it differs."""
@@ -254,6 +283,14 @@ class Predictions:
                 _note(prediction, divergence)
                 del pod.puzzling[prediction]
 
+    def removed(self, endpoint: EndpointId, keys: Sequence[BlockKey]) -> None:
+        """The endpoint evicted these blocks, and said so: if it stores them again it is right."""
+        pod = self._pods.get(endpoint)
+        if pod is not None and pod.found:
+            for key in keys:
+                for prediction in tuple(pod.found.get(key, ())):
+                    pod.unwatch(prediction)
+
     def unusable(self, endpoint: EndpointId, reason: str) -> None:
         """An event of the endpoint could not be read, or not be counted."""
         self._outcomes.unusable(endpoint, reason)
@@ -267,11 +304,9 @@ class Predictions:
         prediction.served = served
         self._due.append((now + SETTLE_S, prediction))
         if served:
-            prompt = prediction.prompt
-            tokens = len(prompt.packed) // TOKEN_BYTES
-            held = min(prompt.cached, max(0, tokens - 1) // prompt.block_size) * prompt.block_size
+            prompt, size = prediction.prompt, prediction.prompt.block_size
             self._outcomes.answered(
-                Answered(prediction.endpoint, prediction.model, prediction.opened_at, now, tokens, held, prompt.block_size, said)
+                Answered(prediction.endpoint, prediction.model, prediction.opened_at, now, prompt.tokens, prompt.found * size, size, said)
             )
 
     def forget(self, endpoint: EndpointId) -> None:
@@ -294,11 +329,17 @@ class Predictions:
         """Settle what is due. To be called every second or so."""
         while self._due and self._due[0][0] <= now:
             prediction = self._due.popleft()[1]
-            pod = self._pods.get(prediction.endpoint)
-            if pod is not None and prediction.next < len(prediction.prompt.chain):
-                pod.discard(prediction)
             verdict, endpoint = prediction.verdict, prediction.endpoint
+            pod = self._pods.get(endpoint)
+            if pod is not None:
+                pod.unwatch(prediction)
+                if prediction.next < len(prediction.prompt.chain):
+                    pod.discard(prediction)
+                if not (pod.expecting or pod.found):
+                    del self._pods[endpoint]
             divergence = prediction.divergence if verdict is Verdict.CONTRADICTED else None
+            if prediction.again:
+                divergence = Divergence(Cause.INDEX, 0)
             silent = verdict is Verdict.UNSEEN and prediction.served and self._heard.get(endpoint, 0) == prediction.heard
             self._outcomes.settled(Settled(endpoint, prediction.model, verdict, divergence, silent=silent, at=now))
 

@@ -211,9 +211,20 @@ class PrefixIndex(Protocol):
     def speculate(self, hits: PrefixHits, endpoint: EndpointId, until: float) -> None:
         """The endpoint is about to compute these prompts: count their full blocks as held until then, apart from confirmed ones."""
 
-    def predict(self, hits: PrefixHits, endpoint: EndpointId, decision_id: DecisionId, model: str, now: float, ttl_s: float) -> None:
+    def predict(
+        self,
+        hits: PrefixHits,
+        endpoint: EndpointId,
+        decision_id: DecisionId,
+        model: str,
+        now: float,
+        ttl_s: float,
+        *,
+        reads_cache: bool,
+    ) -> None:
         """The request goes to the endpoint: what that stores will be held against what was expected.
 
+        `reads_cache` False: the engine computes its prompt anew, whatever is cached.
         `ttl_s`: what was speculated for it lives so long, and again until its prefill has been seen to end; 0: nothing was.
         """
 

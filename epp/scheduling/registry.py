@@ -70,7 +70,17 @@ class EmptyIndex:
     def speculate(self, hits: PrefixHits, endpoint: EndpointId, until: float) -> None:
         """Forget it at once."""
 
-    def predict(self, hits: PrefixHits, endpoint: EndpointId, decision_id: DecisionId, model: str, now: float, ttl_s: float) -> None:
+    def predict(
+        self,
+        hits: PrefixHits,
+        endpoint: EndpointId,
+        decision_id: DecisionId,
+        model: str,
+        now: float,
+        ttl_s: float,
+        *,
+        reads_cache: bool,
+    ) -> None:
         """Likewise."""
 
     def answer_ended(self, decision_id: DecisionId, *, served: bool, said: Usage | None) -> None:

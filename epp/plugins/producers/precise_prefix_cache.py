@@ -194,7 +194,8 @@ class PrecisePrefixCacheProducer:
             for endpoint in endpoints:
                 self._index.speculate(hits, endpoint, cycle.now + ttl)
         request = decision.request
-        self._index.predict(hits, endpoints[-1], decision.id, "" if request is None else request.served_model, cycle.now, ttl)
+        model, body = ("", None) if request is None else (request.served_model, request.body)
+        self._index.predict(hits, endpoints[-1], decision.id, model, cycle.now, ttl, reads_cache=body is None or not _reads_no_cache(body))
 
     def ended(self, decision: Decision, end: RequestEnd) -> None:
         served = end.cause is EndCause.FINISHED and end.status in (None, 200) and end.served in (None, decision.endpoint.host_port)

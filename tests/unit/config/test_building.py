@@ -39,7 +39,17 @@ class Index:
     def speculate(self, hits: PrefixHits, endpoint: EndpointId, until: float) -> None:
         self.holders.add(endpoint)
 
-    def predict(self, hits: PrefixHits, endpoint: EndpointId, decision_id: DecisionId, model: str, now: float, ttl_s: float) -> None:
+    def predict(
+        self,
+        hits: PrefixHits,
+        endpoint: EndpointId,
+        decision_id: DecisionId,
+        model: str,
+        now: float,
+        ttl_s: float,
+        *,
+        reads_cache: bool,
+    ) -> None:
         """Nothing is held against it."""
 
     def answer_ended(self, decision_id: DecisionId, *, served: bool, said: Usage | None) -> None:

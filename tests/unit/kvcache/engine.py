@@ -23,64 +23,72 @@ class Engine:
         self._block_size = block_size
         self._capacity = capacity
         self._rng = random.Random(seed)
-        self._hashes: dict[Content, int] = {}
+        self._held: dict[Content, int] = {}
         """Of held blocks, least recently used first."""
         self._all: dict[Content, int] = {}
 
-    def run(self, prompt: Sequence[int], answer: Sequence[int] = (), *, lora: str | None = None, salt: str | None = None) -> int:
-        """Prefill, decode; how many tokens were cached: the last one is always computed."""
+    def run(
+        self,
+        prompt: Sequence[int],
+        answer: Sequence[int] = (),
+        *,
+        lora: str | None = None,
+        salt: str | None = None,
+        reads_cache: bool = True,
+    ) -> int:
+        """Prefill, decode; how many tokens were cached: the last one is always computed. `reads_cache` False: so are all others, and stored again."""
         contents = [
             self._content((*prompt, *answer), end, lora, salt) for end in range(1, (len(prompt) + len(answer)) // self._block_size + 1)
         ]
         full = len(prompt) // self._block_size
         cached = 0
         most = max(0, len(prompt) - 1) // self._block_size
-        while cached < most and contents[cached] in self._hashes:
+        while reads_cache and cached < most and contents[cached] in self._held:
             cached += 1
-        self.queries += len(prompt)
+        self.queries += len(prompt) if reads_cache else 0
         self.hits += cached * self._block_size
         for content in contents[:cached]:
-            self._hashes[content] = self._hashes.pop(content)
+            self._held[content] = self._held.pop(content)
         at = cached
         while at < len(contents):
             # A step's share of a prompt, or a block of the answer.
             end = min(full, at + self._rng.randint(1, 8)) if at < full else at + 1
-            self._store(contents[at:end], contents[at - 1] if at else None)
+            self._store(contents[at:end], contents[at - 1] if at else None, again=not reads_cache)
             at = end
         return cached * self._block_size
 
     def restart(self) -> None:
         """Another process in its place, which says nothing yet."""
-        self._hashes.clear()
+        self._held.clear()
         self._all.clear()
         self.queries = self.hits = 0
 
     def lose(self) -> None:
         """What it holds is gone, and nobody is told."""
-        self._hashes.clear()
+        self._held.clear()
 
     def duplicate(self) -> None:
         """Two requests computed the same block in one step: it is stored again (spec/kv.md 1.13), and one copy goes later."""
-        content = self._rng.choice(list(self._hashes))
+        content = self._rng.choice(list(self._held))
         lora, salt, tokens = content
         parent = (lora, salt, tokens[: -self._block_size])
-        if len(tokens) == self._block_size or parent in self._hashes:
+        if len(tokens) == self._block_size or parent in self._held:
             event = self._stored([content], parent if len(tokens) > self._block_size else None)
             self._tell(event, self._removed(content))
 
     def _content(self, tokens: Sequence[int], end: int, lora: str | None, salt: str | None) -> Content:
         return lora, salt, tuple(tokens[: end * self._block_size])
 
-    def _store(self, contents: Sequence[Content], parent: Content | None) -> None:
+    def _store(self, contents: Sequence[Content], parent: Content | None, *, again: bool) -> None:
         events: list[dict[str, object]] = []
-        while len(self._hashes) + len(contents) > self._capacity:
-            oldest = next(iter(self._hashes))
+        while len(self._held) + len(contents) > self._capacity:
+            oldest = next(iter(self._held))
             events.append(self._removed(oldest))
-            del self._hashes[oldest]
-        new = [content for content in contents if content not in self._hashes]
+            del self._held[oldest]
+        new = [content for content in contents if content not in self._held]
         for content in contents:
-            self._hashes[content] = self._all.setdefault(content, len(self._all) + 1)
-        if new:
+            self._held[content] = self._all.setdefault(content, len(self._all) + 1)
+        if new or again:
             events.append(self._stored(contents, parent))
         self._tell(*events)
 
@@ -104,4 +112,4 @@ class Engine:
         }
 
     def _removed(self, content: Content) -> dict[str, object]:
-        return {"type": "BlockRemoved", "block_hashes": [self._hashes[content]], "medium": "GPU"}
+        return {"type": "BlockRemoved", "block_hashes": [self._held[content]], "medium": "GPU"}

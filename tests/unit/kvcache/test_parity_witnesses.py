@@ -48,6 +48,53 @@ def test_a_stale_index_is_noticed_within_20_requests(tells: bool) -> None:  # no
     assert fleet.stale == [A]
 
 
+def test_an_engine_that_stores_again_what_it_was_taken_to_hold_has_lost_it() -> None:
+    """Its events tell by themselves: no answers, no counters."""
+    fleet, rng = Fleet(), random.Random(1)
+    conversations = [chat(rng) for _ in range(20)]
+    for ours in conversations * 2:
+        fleet.serve(ours, A)
+    assert fleet.told.verdicts == {"confirmed": 40}
+    for ours in conversations:
+        decision = fleet.decide(ours, A)
+        fleet.engines[A].lose()
+        fleet.engines[A].run(ours)
+        fleet.end(decision)
+    (loss,) = fleet.told.lost
+    assert (loss.cause, loss.endpoints, loss.seen) == ("index", (A,), "store other blocks than expected")
+    assert fleet.stale == [A]
+
+
+def test_what_was_evicted_may_be_stored_again() -> None:
+    """The engine said so, after we decided; it is right."""
+    fleet, rng = Fleet(capacity=30), random.Random(1)
+    conversations = [chat(rng) for _ in range(20)]
+    for number in range(100):
+        ours = conversations[number % 20]
+        fleet.engines[A].run(ours)
+        decision = fleet.decide(ours, A)
+        for _ in range(4):
+            fleet.engines[A].run([rng.randrange(90_000) for _ in range(200)])
+        fleet.engines[A].run(ours)
+        fleet.end(decision)
+    assert fleet.told.verdicts["contradicted"] == 0
+
+
+def test_prompts_that_are_computed_anew_store_again_what_is_there() -> None:
+    """Asked for logprobs of the prompt, the engine looks nothing up; the others with this prefix are not contradicted by it."""
+    fleet, rng = Fleet(), random.Random(1)
+    conversations = [chat(rng) for _ in range(20)]
+    for ours in conversations:
+        fleet.serve(ours, A)
+    for ours in conversations * 2:
+        decisions = [fleet.decide(ours, A, body={"prompt_logprobs": 1}), fleet.decide(conversations[0], A)]
+        fleet.engines[A].run(ours, reads_cache=False)
+        fleet.engines[A].run(conversations[0])
+        fleet.end(*decisions)
+    assert not fleet.told.lost
+    assert fleet.told.verdicts["contradicted"] <= 2
+
+
 def test_what_is_found_again_ends_the_alarm() -> None:
     """The index was learnt anew: foreseen hits are found, by the same witness."""
     fleet, rng = Fleet(), random.Random(1)
@@ -90,9 +137,7 @@ def test_prompts_the_engine_does_not_look_up_are_not_missed() -> None:
         ours, engine = chat(rng), fleet.engines[A]
         body: dict[str, object] = {"prompt_logprobs": 1} if number % 2 else {"echo": True, "logprobs": 1}
         decision = fleet.decide(ours, A, api=Api.COMPLETIONS, body=body)
-        looked_up = engine.queries, engine.hits
-        engine.run(ours)
-        engine.queries, engine.hits = looked_up
+        engine.run(ours, reads_cache=False)
         fleet.end(decision, usage=Usage(prompt_tokens=len(ours), cached_tokens=0))
         fleet.scrape()
     assert not fleet.told.lost

@@ -51,7 +51,17 @@ class Index:
     def speculate(self, hits: PrefixHits, endpoint: EndpointId, until: float) -> None:
         self.speculated.append((endpoint, until))
 
-    def predict(self, hits: PrefixHits, endpoint: EndpointId, decision_id: DecisionId, model: str, now: float, ttl_s: float) -> None:
+    def predict(
+        self,
+        hits: PrefixHits,
+        endpoint: EndpointId,
+        decision_id: DecisionId,
+        model: str,
+        now: float,
+        ttl_s: float,
+        *,
+        reads_cache: bool,
+    ) -> None:
         self.predicted.append((endpoint, decision_id, ttl_s))
 
     def answer_ended(self, decision_id: DecisionId, *, served: bool, said: Usage | None) -> None:
