@@ -25,11 +25,11 @@ from prometheus_client import CollectorRegistry
 from epp import BUILD, __version__, config, names, parts
 from epp.config.flags import ServeOptions
 from epp.datastore import EndpointsListed, MetricsScraped, PoolState
-from epp.domain import DecisionId, Endpoint, EndpointId
+from epp.domain import Endpoint, EndpointId
 from epp.errors import ConfigError
 from epp.kvcache.index import PrefixIndex
 from epp.kvcache.parity import ParityMonitor
-from epp.kvcache.predictions import Predictions
+from epp.kvcache.predictions import Predictions, PrefillEnded
 from epp.observability import prometheus
 from epp.observability.decision_log import DecisionLog
 from epp.observability.log_format import configure_logging
@@ -132,7 +132,8 @@ class App:
         # Without events nothing that is expected of engines could ever be seen.
         events = precise.kv_events_config if precise else None
         watched = events is not None and (events.discover_pods or bool(events.zmq_endpoint))
-        predictions = Predictions(time.monotonic, settled=ParityMonitor(self._reporter).settled, prefill_ended=self._on_prefill_ended)
+        self._parity = ParityMonitor(self._reporter, stale=self._on_stale)
+        predictions = Predictions(time.monotonic, outcomes=self._parity, prefill_ended=self._on_prefill_ended)
         self._index = PrefixIndex(self._reporter, default_block_size=unit, predictions=predictions if watched else None)
         built = config.build(self._config, Collaborators(index=self._index), self._reporter)
         self._scheduler = built.scheduler
@@ -313,10 +314,15 @@ class App:
 
     # --- knowledge ------------------------------------------------------------------------------------------
 
-    def _on_prefill_ended(self, decision_id: DecisionId, endpoint: EndpointId, now: float, seconds: float) -> None:
+    def _on_prefill_ended(self, prefill: PrefillEnded) -> None:
         """The events of an endpoint showed that it has computed a prompt."""
-        self._scheduler.prefill_ended(decision_id, endpoint, now)
-        self._reporter.prefill_ended(endpoint, seconds)
+        self._scheduler.prefill_ended(prefill.decision_id, prefill.endpoint, prefill.at)
+        self._reporter.prefill_ended(prefill.endpoint, prefill.model, prefill.seconds)
+
+    def _on_stale(self, endpoint: EndpointId) -> None:
+        """An endpoint does not find what it is taken to hold."""
+        if self._kv_events:
+            self._kv_events.distrust(endpoint, "hits_are_not_found")
 
     def _on_endpoints(self, endpoints: Sequence[Endpoint]) -> None:
         """Everybody who keeps something by endpoint learns of the new list at the same moment."""
@@ -329,6 +335,7 @@ class App:
             if self._kv_events is None:
                 self._index.remove(endpoint_id)
             self._scheduler.endpoint_removed(endpoint_id)
+            self._parity.removed(endpoint_id)
             self._reporter.endpoint_removed(endpoint_id)  # last: any later word about it would make its series anew
         self._reporter.endpoints_changed(len(endpoints))
 
@@ -338,6 +345,7 @@ class App:
             self._index.set_block_size(scraped.endpoint, scraped.metrics.block_size)
         if self._kv_events:
             self._kv_events.reconcile(scraped.endpoint, scraped.metrics)
+        self._parity.scraped(scraped.endpoint, scraped.metrics)
 
     # --- tasks ----------------------------------------------------------------------------------------------
 
@@ -373,8 +381,9 @@ class App:
         while not kv_events.settled.is_set() and (left := deadline - time.monotonic()) > 0:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(kv_events.settled.wait(), min(left, PROGRESS_S))
-            learnt = kv_events.learnt()
-            logger.info("%d of %d endpoints have told what they hold: %d blocks", learnt.told, learnt.endpoints, learnt.blocks)
+            if not kv_events.settled.is_set():
+                _log_progress(kv_events)
+        _log_progress(kv_events)
         if not kv_events.settled.is_set():
             logger.warning("some endpoints have not told what they hold within %g s: ready without them", SETTLE_LIMIT_S)
         if blind := kv_events.learnt().without_replay:
@@ -406,6 +415,11 @@ def _ids() -> Callable[[], str]:
     """Unique strings at a tenth of a UUID's cost: one random number a process, then a count."""
     process, numbers = f"{random.SystemRandom().getrandbits(64):x}", itertools.count()
     return lambda: f"{process}-{next(numbers):x}"
+
+
+def _log_progress(kv_events: KvEventSource) -> None:
+    learnt = kv_events.learnt()
+    logger.info("%d of %d endpoints have told what they hold: %d blocks", learnt.told, learnt.endpoints, learnt.blocks)
 
 
 def _from_text(text: str) -> config.EffectiveConfig:

@@ -48,6 +48,8 @@ class EndpointMetrics:
     """Its weights are away, and its KV cache with them (vLLM's sleep)."""
     prefix_queries: float | None = None
     """Prompt tokens it has looked up in its prefix cache since it began; None: it does not tell."""
+    prefix_hits: float | None = None
+    """Those of them it found; None: it does not tell."""
     updated_at: float | None = None
     """Monotonic seconds of the scrape; None: never scraped."""
 
@@ -308,3 +310,21 @@ class StreamClosed:
     """This data plane also sends its access log to us."""
     bodies_sent: bool = False
     """This data plane is configured to send the bodies of answers through here: what did not come by was cut off."""
+
+
+@dataclass(frozen=True, slots=True)
+class ParityLoss:
+    """What engines do with a model's requests is not what was expected of most of them."""
+
+    model: str
+    endpoints: Sequence[EndpointId]
+    """Where it was seen."""
+    cause: str
+    """The likely one, of low cardinality: a label value of epp_parity_lost."""
+    seen: str
+    """What was seen, for a human: "store other blocks than expected"."""
+    detail: str
+    """The likely cause, for a human, with the place it is seen at."""
+    wrong: int
+    of: int
+    """`wrong` of the last `of` requests."""

@@ -6,7 +6,7 @@ mutable arguments beyond the call, except that a Decision is never changed after
 
 from collections.abc import Callable, Sequence
 
-from epp.domain import Decision, Endpoint, EndpointId, InferenceRequest, RequestEnd, TokenizedRequest
+from epp.domain import Decision, Endpoint, EndpointId, InferenceRequest, ParityLoss, RequestEnd, TokenizedRequest
 from epp.errors import RequestError
 
 
@@ -94,14 +94,20 @@ class Reporter:
     def parity_settled(self, endpoint: EndpointId, model: str, verdict: str) -> None:
         """A request's blocks were "confirmed", "contradicted" or "unseen" by its endpoint's events. Once per request with a prediction."""
 
-    def parity_lost(self, model: str, endpoints: Sequence[EndpointId], cause: str, contradicted: int, of: int) -> None:
-        """Most of a model's recent predictions were contradicted, `contradicted` of the last `of`: its prefixes are not found. Once, until restored."""
+    def prompt_tokens_compared(self, endpoint: EndpointId, model: str, *, equal: bool) -> None:
+        """An answer states how many tokens its prompt has, and that is the number we counted, or not. Where answers come by."""
+
+    def hits_counted(self, endpoint: EndpointId, expected: int, found: int) -> None:
+        """Hit tokens that some requests should have found at least, and how far the engine's counter went, other requests included."""
+
+    def parity_lost(self, loss: ParityLoss) -> None:
+        """Most of what was seen of a model lately was not as expected: its prefixes are not found. Once, until restored."""
 
     def parity_restored(self, model: str) -> None:
-        """Most of them are confirmed again."""
+        """Most of it is again."""
 
-    def prefill_ended(self, endpoint: EndpointId, seconds: float) -> None:
-        """The last full block of a prompt was stored, so long after the decision."""
+    def prefill_ended(self, endpoint: EndpointId, model: str, seconds: float) -> None:
+        """The last full block of a prompt was stored, so long after the decision. Not of prompts that were cached whole."""
 
     def index_size(self, endpoint: EndpointId, blocks: int) -> None:
         """Confirmed blocks the index holds for an endpoint; called at most about once a second each."""

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from itertools import repeat
 
 from epp.domain import BlockKey, EndpointId, TokenIds, TokenizedRequest
+from epp.kvcache.divergence import Prompt
 from epp.kvcache.keys import pack_tokens, prompt_keys, request_extras
-from epp.kvcache.predictions import Prompt
 
 
 class Hits:
@@ -42,10 +42,13 @@ class Hits:
             self._chains[block_size] = chains
         return chains
 
-    def prompt(self, endpoint: EndpointId) -> Prompt | None:
-        """What the endpoint is expected to make of the request's prompt; None where there are several, or where it is not known to its end."""
+    def prompt(self, endpoint: EndpointId, *, reads_cache: bool) -> Prompt | None:
+        """What the endpoint is expected to make of the request's prompt; None where there are several, or where it is not known to its end.
+
+        `reads_cache` False: it computes, and stores, all of it anew.
+        """
         request, i = self._request, self._endpoints.index(endpoint)
-        block_size, cached = self.block_sizes[i], self.confirmed[i]
+        block_size, cached = self.block_sizes[i], self.confirmed[i] if reads_cache else 0
         if len(self._packed) != 1 or request.exact_tokens is not None:
             return None
         media = request.media[0] if request.media else ()

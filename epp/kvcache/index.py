@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Final
 
-from epp.domain import BlockKey, DecisionId, EndpointId, EngineHash, TokenizedRequest
+from epp.domain import BlockKey, DecisionId, EndpointId, EngineHash, TokenizedRequest, Usage
 from epp.kvcache.events import GPU, AllCleared, Batch, BlockRemoved, BlockStored
 from epp.kvcache.hits import Hits
 from epp.kvcache.keys import NO_EXTRAS, TOKEN_BYTES, chain_keys, root_key
@@ -109,7 +109,17 @@ class PrefixIndex:
         for chain in hits.chains(self.block_size(endpoint)):
             self._speculations.add(endpoint, chain, until)
 
-    def predict(self, hits: object, endpoint: EndpointId, decision_id: DecisionId, model: str, now: float, ttl_s: float) -> None:
+    def predict(
+        self,
+        hits: object,
+        endpoint: EndpointId,
+        decision_id: DecisionId,
+        model: str,
+        now: float,
+        ttl_s: float,
+        *,
+        reads_cache: bool = True,
+    ) -> None:
         """A request goes to one of the endpoints that were asked for: what is stored there will be held against what was expected.
 
         `ttl_s`: what is speculated for it lives so long, and again until its prefill has been seen to end; 0: nothing is.
@@ -117,17 +127,17 @@ class PrefixIndex:
         if not isinstance(hits, Hits):
             raise TypeError("predict takes what match() returned")
         predictions = self._predictions
-        prompt = None if predictions is None else hits.prompt(endpoint)
+        prompt = None if predictions is None else hits.prompt(endpoint, reads_cache=reads_cache)
         if predictions is None or prompt is None:
             return
         predictions.add(decision_id, endpoint, model, prompt)
         if ttl_s > 0 and predictions.is_open(decision_id):
             self._queued.append(_Queued(now + ttl_s / 2, ttl_s, decision_id, endpoint, hits))
 
-    def answer_ended(self, decision_id: DecisionId) -> None:
-        """Nothing more will be stored for this request."""
+    def answer_ended(self, decision_id: DecisionId, *, served: bool = True, said: Usage | None = None) -> None:
+        """Nothing more will be stored for this request. `served`: its endpoint answered it; `said`: what of its usage can be compared."""
         if self._predictions is not None:
-            self._predictions.ended(decision_id)
+            self._predictions.ended(decision_id, served=served, said=said)
 
     def block_size(self, endpoint: EndpointId) -> int:
         """Tokens a block: what its events said, else what `set_block_size` said, else the default."""
@@ -148,7 +158,7 @@ class PrefixIndex:
     def apply(self, endpoint: EndpointId, rank: int, batch: Batch) -> None:
         """Apply the events of one batch in order; what cannot be applied is reported and skipped."""
         for reason in batch.errors:
-            self._reporter.kv_event_error(endpoint, reason)
+            self._problem(endpoint, reason)
         ranks = self._streams.setdefault(endpoint, {})
         if rank not in ranks:
             ranks[rank] = self._new_stream()
@@ -157,9 +167,9 @@ class PrefixIndex:
                 case BlockStored():
                     problem = self._store(endpoint, ranks[rank], event)
                     if problem is not None:
-                        self._reporter.kv_event_error(endpoint, problem)
+                        self._problem(endpoint, problem)
                 case BlockRemoved():
-                    self._remove(ranks[rank], event)
+                    self._remove(endpoint, ranks[rank], event)
                 case AllCleared():
                     old = ranks[rank]
                     self._retire(old)
@@ -335,10 +345,16 @@ class PrefixIndex:
         else:
             self._holders[key] = held | stream.bit
 
-    def _remove(self, stream: _Stream, event: BlockRemoved) -> None:
+    def _problem(self, endpoint: EndpointId, reason: str) -> None:
+        self._reporter.kv_event_error(endpoint, reason)
+        if self._predictions is not None:
+            self._predictions.unusable(endpoint, reason)
+
+    def _remove(self, endpoint: EndpointId, stream: _Stream, event: BlockRemoved) -> None:
         """One physical copy less of each; blocks never indexed are none of ours."""
         if event.medium != GPU or (event.group is not None and event.group != stream.group):
             return
+        gone: list[BlockKey] = []
         for block in event.hashes:
             copies = stream.copies.pop(block, 1)
             if copies > 1:
@@ -350,6 +366,9 @@ class PrefixIndex:
                 stream.orphans.removed(block)
             else:
                 self._release(stream, key)
+                gone.append(key)
+        if gone and self._predictions is not None:
+            self._predictions.removed(endpoint, gone)
 
     def _release(self, stream: _Stream, key: BlockKey) -> None:
         """One engine hash less means this block."""

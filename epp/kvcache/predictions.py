@@ -6,9 +6,10 @@ name, the salt and the block size they were made of; the last one ends the prefi
 instead that starts where ours should go on and differs inside the prompt, the prediction is contradicted, and the difference names
 the likely cause. A chain that another prediction explains says nothing; neither do blocks beyond the prompt.
 
-What is predicted as cached is confirmed by not being stored again, so a request whose blocks are all cached expects
-nothing: it is confirmed, and the end of its prefill shows nowhere. Only blocks that events confirmed count as cached: one
-that is speculated may be as wrong as the tokens it was made of.
+What is predicted as cached is confirmed by not being stored again, from the first block to the last it should find there, unless the
+engine said that it evicted one of these two: then it has lost its cache without a word. So a
+request whose blocks are all cached expects nothing: it is confirmed, and the end of its prefill shows nowhere. Only blocks that events
+confirmed count as cached: one that is speculated may be as wrong as the tokens it was made of.
 
 Settled some time after the answer ended, because engines publish a step's events with its outputs. Used by `index`, on the
 event loop; `now` is injected. Cost: a lookup for each block an endpoint stores while predictions are open there.
@@ -19,22 +20,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from itertools import islice
-from typing import Final
+from typing import Final, Protocol
 
-from epp.domain import BlockKey, DecisionId, EndpointId
+from epp.domain import BlockKey, DecisionId, EndpointId, Usage
+from epp.kvcache.divergence import LEADING_TOKENS, Cause, Divergence, Prompt, compare, resemblance
 from epp.kvcache.events import BlockStored
-from epp.kvcache.keys import TOKEN_BYTES, Extras
 
 # After the end of its answer nothing is stored for a request any more, but its last events may still be on their way.
 SETTLE_S: Final = 2.0
 # Predictions watched at a time; those beyond settle unseen. Each holds the keys of its prompt.
 MAX_OPEN: Final = 10_000
-# A chain that shares so many tokens with a prompt is about this prompt (spec/kv.md 8).
-LEADING_TOKENS: Final = 16
 # Predictions that one chain nobody expected is compared with; the oldest, because engines take requests in order.
 _COMPARED: Final = 16
-# Tokens kept of a prompt to tell where it differs.
-_KEPT_TOKENS: Final = 4096
 
 
 class Verdict(Enum):
@@ -46,44 +43,6 @@ class Verdict(Enum):
     """Nothing was stored for it: events were lost, the request never ran, or its endpoint publishes none."""
 
 
-class Cause(Enum):
-    """Why a prompt is likely to differ from what the engine made of it."""
-
-    TEMPLATE = "chat template or tokenizer"
-    BOS = "beginning-of-sequence token"
-    LORA = "LoRA name"
-    SALT = "cache salt"
-    MEDIA = "hashes of media"
-    BLOCK_SIZE = "block size"
-    EARLIER = "something at the beginning of the prompt"
-    """Seen on requests whose beginning the engine had cached, in its own way."""
-
-
-@dataclass(frozen=True, slots=True)
-class Divergence:
-    """Where an engine's chain differs from the one that was expected."""
-
-    cause: Cause
-    token: int
-    """First token of the prompt that differs; where tokens are equal, the beginning of the block whose key differs."""
-
-
-@dataclass(frozen=True, slots=True)
-class Prompt:
-    """One prompt as its engine is expected to see it."""
-
-    chain: Sequence[BlockKey]
-    """Keys of its full blocks."""
-    packed: bytes
-    """All its token ids (keys.pack_tokens)."""
-    block_size: int
-    lora: str | None
-    extras: Sequence[Extras]
-    """Of its first blocks."""
-    cached: int
-    """Leading blocks that events confirmed at the endpoint."""
-
-
 @dataclass(frozen=True, slots=True)
 class Settled:
     """The outcome of one prediction."""
@@ -93,6 +52,61 @@ class Settled:
     verdict: Verdict
     divergence: Divergence | None = None
     """Where it was contradicted."""
+    silent: bool = False
+    """Its endpoint answered it, had blocks to store, and has not told of a single one since, of whatever request."""
+    at: float = 0.0
+    """Monotonic seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """A request its endpoint has answered, as far as it was foreseen and as far as the answer tells."""
+
+    endpoint: EndpointId
+    model: str
+    decided_at: float
+    ended_at: float
+    """Both in monotonic seconds."""
+    prompt_tokens: int
+    hit_tokens: int
+    """Those of them it was taken to hold: what events confirmed, except a last block that is always computed."""
+    block_size: int
+    said: Usage | None
+    """Without the numbers that could not be compared."""
+
+    @property
+    def foreseen(self) -> int:
+        """Hit tokens the engine finds at least, if it holds them: with speculative decoding it leaves out a block (spec/kv.md 8 rule 12)."""
+        return max(0, self.hit_tokens - self.block_size)
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillEnded:
+    """The last full block of a prompt was stored. A prompt that was cached whole stores none, so its prefill ends unseen."""
+
+    decision_id: DecisionId
+    endpoint: EndpointId
+    model: str
+    at: float
+    """When its event was applied, in monotonic seconds."""
+    seconds: float
+    """Since the decision."""
+
+
+class Outcomes(Protocol):
+    """Who is told how predictions come out."""
+
+    def settled(self, settled: Settled) -> None:
+        """Once a prediction."""
+
+    def answered(self, answered: Answered) -> None:
+        """Once a prediction at most, before it is settled."""
+
+    def unusable(self, endpoint: EndpointId, reason: str) -> None:
+        """What the endpoint published could not be read, or not be counted."""
+
+    def forgotten(self, endpoint: EndpointId) -> None:
+        """The endpoint restarted, cleared its cache or is gone."""
 
 
 @dataclass(slots=True, eq=False)
@@ -104,12 +118,27 @@ class _Prediction:
     opened_at: float
     next: int
     """The block expected next; that after the last one where nothing is."""
+    heard: int
+    """Events its endpoint's blocks came with until then."""
+    served: bool = True
+    """Its endpoint answered it, as far as anybody told."""
     divergence: Divergence | None = None
     contradicted: bool = False
     """An event that stored some of its blocks went on otherwise."""
+    first_again: bool = False
+    again: bool = False
+    """The first block, and the last it was taken to find, were stored again."""
+
+    @property
+    def ends(self) -> tuple[BlockKey, ...]:
+        """The first and the last block it is taken to find; one or none where there are no two."""
+        chain, found = self.prompt.chain, self.prompt.found
+        return () if not found else (chain[0],) if found == 1 else (chain[0], chain[found - 1])
 
     @property
     def verdict(self) -> Verdict:
+        if self.again:
+            return Verdict.CONTRADICTED
         if self.next >= len(self.prompt.chain):
             return Verdict.CONFIRMED
         if self.contradicted:
@@ -118,19 +147,35 @@ class _Prediction:
             return Verdict.CONFIRMED
         return Verdict.UNSEEN if self.divergence is None else Verdict.CONTRADICTED
 
+    def stored_again(self, key: BlockKey) -> None:
+        """One of its ends was."""
+        ends = self.ends
+        self.first_again = self.first_again or key == ends[0]
+        self.again = self.again or (self.first_again and key == ends[-1])
+
 
 class _Pod:
-    """The predictions of one endpoint that expect something."""
+    """The predictions of one endpoint that expect something, to be stored or not to be."""
 
-    __slots__ = ("after", "expecting", "puzzling")
+    __slots__ = ("after", "expecting", "found", "puzzling")
 
     def __init__(self) -> None:
         self.expecting: dict[BlockKey, list[_Prediction]] = {}
         """By the block expected next."""
         self.after: dict[BlockKey, list[_Prediction]] = {}
         """By the block before that one."""
+        self.found: dict[BlockKey, list[_Prediction]] = {}
+        """By the first block, and by the last, that they are taken to find."""
         self.puzzling: dict[_Prediction, None] = {}
         """Those of which no block was stored, and nothing that may have come in their place; oldest first."""
+
+    def watch(self, prediction: _Prediction) -> None:
+        for key in prediction.ends:
+            self.found.setdefault(key, []).append(prediction)
+
+    def unwatch(self, prediction: _Prediction) -> None:
+        for key in prediction.ends:
+            _drop(self.found, key, prediction)
 
     def add(self, prediction: _Prediction) -> None:
         chain, at = prediction.prompt.chain, prediction.next
@@ -163,17 +208,19 @@ class Predictions:
         self,
         now: Callable[[], float],
         *,
-        settled: Callable[[Settled], None],
-        prefill_ended: Callable[[DecisionId, EndpointId, float, float], None],
+        outcomes: Outcomes,
+        prefill_ended: Callable[[PrefillEnded], None],
     ) -> None:
-        """`now` gives monotonic seconds. `prefill_ended` is told the decision, its endpoint, the time now, and seconds since the decision."""
+        """`now` gives monotonic seconds. `prefill_ended` is called once a prefill that is seen to end while its answer is under way."""
         self._now = now
-        self._settled = settled
+        self._outcomes = outcomes
         self._prefill_ended = prefill_ended
         self._pods: dict[EndpointId, _Pod] = {}
         self._open: dict[DecisionId, _Prediction] = {}
         self._due: deque[tuple[float, _Prediction]] = deque()
         """Those whose answer has ended, in order."""
+        self._heard: dict[EndpointId, int] = {}
+        """Events with blocks of each endpoint."""
 
     def __len__(self) -> int:
         return len(self._open)
@@ -187,18 +234,25 @@ class Predictions:
         """A request goes to an endpoint. A prompt without a full block predicts nothing."""
         if not prompt.chain or len(self._open) >= MAX_OPEN:
             return
-        prediction = self._open[decision_id] = _Prediction(decision_id, endpoint, model, prompt, self._now(), prompt.cached)
+        prediction = self._open[decision_id] = _Prediction(
+            decision_id, endpoint, model, prompt, self._now(), prompt.cached, self._heard.get(endpoint, 0)
+        )
+        pod = self._pods.setdefault(endpoint, _Pod())
+        pod.watch(prediction)
         if prompt.cached < len(prompt.chain):
-            self._pods.setdefault(endpoint, _Pod()).add(prediction)
+            pod.add(prediction)
 
     def stored(self, endpoint: EndpointId, parent: BlockKey, event: BlockStored, keys: Sequence[BlockKey]) -> None:
         """The endpoint stored these blocks, whose keys are ours of what the event says, after `parent`."""
+        self._heard[endpoint] = self._heard.get(endpoint, 0) + 1
         pod = self._pods.get(endpoint)
         if pod is None:
             return
-        expecting = pod.expecting
+        expecting, found = pod.expecting, pod.found
         explained, cut_short = False, []
         for at, key in enumerate(keys):
+            for prediction in found.get(key, ()):
+                prediction.stored_again(key)
             for prediction in tuple(expecting.get(key, ())):
                 reached = self._advance(pod, prediction, keys, at)
                 if reached < len(keys) and prediction.next < len(prediction.prompt.chain):
@@ -208,54 +262,86 @@ class Predictions:
         if not explained:
             for prediction, reached in cut_short:
                 prediction.contradicted = True
-                _note(prediction, _divergence(prediction.prompt, event, prediction.next, reached))
+                _note(prediction, compare(prediction.prompt, event, prediction.next, reached))
             if not cut_short:
                 self._note_stranger(pod, parent, event)
-        if not expecting:
-            del self._pods[endpoint]
 
     def _note_stranger(self, pod: _Pod, parent: BlockKey, event: BlockStored) -> None:
         """A chain that no prediction explains: those that it may have come in place of keep how it differs."""
         beside = () if event.parent is None else tuple(pod.after.get(parent, ()))
         for prediction in beside[:_COMPARED]:
-            _note(prediction, _divergence(prediction.prompt, event, prediction.next, 0))
+            _note(prediction, compare(prediction.prompt, event, prediction.next, 0))
         # Blocks of answers are stored one by one, and are far too many to be looked at.
         if beside or len(event.hashes) * event.block_size < 2 * LEADING_TOKENS:
             return
         for prediction in tuple(islice(pod.puzzling, _COMPARED)):
             if event.parent is not None:
-                divergence = _resemblance(prediction.prompt, event)
+                divergence = resemblance(prediction.prompt, event)
             else:
-                divergence = _divergence(prediction.prompt, event, 0, 0) if prediction.next == 0 else None
+                divergence = compare(prediction.prompt, event, 0, 0) if prediction.next == 0 else None
             if divergence is not None:
                 _note(prediction, divergence)
                 del pod.puzzling[prediction]
 
-    def ended(self, decision_id: DecisionId) -> None:
-        """The answer has ended."""
+    def removed(self, endpoint: EndpointId, keys: Sequence[BlockKey]) -> None:
+        """The endpoint evicted these blocks, and said so: if it stores them again it is right."""
+        pod = self._pods.get(endpoint)
+        if pod is not None and pod.found:
+            for key in keys:
+                for prediction in tuple(pod.found.get(key, ())):
+                    pod.unwatch(prediction)
+
+    def unusable(self, endpoint: EndpointId, reason: str) -> None:
+        """An event of the endpoint could not be read, or not be counted."""
+        self._outcomes.unusable(endpoint, reason)
+
+    def ended(self, decision_id: DecisionId, *, served: bool, said: Usage | None) -> None:
+        """The answer has ended. `served`: by this endpoint, and well; `said`: what can be compared of its usage."""
         prediction = self._open.pop(decision_id, None)
-        if prediction is not None:
-            self._due.append((self._now() + SETTLE_S, prediction))
+        if prediction is None:
+            return
+        now = self._now()
+        prediction.served = served
+        self._due.append((now + SETTLE_S, prediction))
+        if served:
+            prompt, size = prediction.prompt, prediction.prompt.block_size
+            self._outcomes.answered(
+                Answered(prediction.endpoint, prediction.model, prediction.opened_at, now, prompt.tokens, prompt.found * size, size, said)
+            )
 
     def forget(self, endpoint: EndpointId) -> None:
         """The endpoint restarted, cleared its cache or is gone: nothing that was expected of it can be told any more."""
         self._pods.pop(endpoint, None)
+        self._heard.pop(endpoint, None)
         for decision_id in [prediction.decision_id for prediction in self._open.values() if prediction.endpoint == endpoint]:
-            self._settled(Settled(endpoint, self._open.pop(decision_id).model, Verdict.UNSEEN))
-        for _, prediction in self._due:
-            if prediction.endpoint == endpoint:
-                prediction.divergence, prediction.contradicted = None, False
+            self._outcomes.settled(Settled(endpoint, self._open.pop(decision_id).model, Verdict.UNSEEN))
+        kept: deque[tuple[float, _Prediction]] = deque()
+        for due in self._due:
+            if due[1].endpoint == endpoint:
+                verdict = Verdict.UNSEEN if due[1].verdict is Verdict.CONTRADICTED else due[1].verdict
+                self._outcomes.settled(Settled(endpoint, due[1].model, verdict))
+            else:
+                kept.append(due)
+        self._due = kept
+        self._outcomes.forgotten(endpoint)
 
     def settle(self, now: float) -> None:
         """Settle what is due. To be called every second or so."""
         while self._due and self._due[0][0] <= now:
             prediction = self._due.popleft()[1]
-            pod = self._pods.get(prediction.endpoint)
-            if pod is not None and prediction.next < len(prediction.prompt.chain):
-                pod.discard(prediction)
-            verdict = prediction.verdict
+            verdict, endpoint = prediction.verdict, prediction.endpoint
+            pod = self._pods.get(endpoint)
+            if pod is not None:
+                pod.unwatch(prediction)
+                if prediction.next < len(prediction.prompt.chain):
+                    pod.discard(prediction)
+                if not (pod.expecting or pod.found):
+                    del self._pods[endpoint]
             divergence = prediction.divergence if verdict is Verdict.CONTRADICTED else None
-            self._settled(Settled(prediction.endpoint, prediction.model, verdict, divergence))
+            if prediction.again:
+                divergence = Divergence(Cause.INDEX, 0)
+            silent = verdict is Verdict.UNSEEN and prediction.served and self._heard.get(endpoint, 0) == prediction.heard
+            self._outcomes.settled(Settled(endpoint, prediction.model, verdict, divergence, silent=silent, at=now))
 
     def _advance(self, pod: _Pod, prediction: _Prediction, keys: Sequence[BlockKey], at: int) -> int:
         """Blocks the prediction expects were stored, from position `at` of an event on; up to which one."""
@@ -269,7 +355,9 @@ class Predictions:
             pod.add(prediction)
         elif prediction.decision_id in self._open:
             now = self._now()
-            self._prefill_ended(prediction.decision_id, prediction.endpoint, now, now - prediction.opened_at)
+            self._prefill_ended(
+                PrefillEnded(prediction.decision_id, prediction.endpoint, prediction.model, now, now - prediction.opened_at)
+            )
         return at
 
 
@@ -278,78 +366,3 @@ def _note(prediction: _Prediction, divergence: Divergence | None) -> None:
     kept = prediction.divergence
     if divergence is not None and (kept is None or (kept.cause is Cause.TEMPLATE and kept.token <= divergence.token)):
         prediction.divergence = divergence
-
-
-def _divergence(prompt: Prompt, event: BlockStored, position: int, skip: int) -> Divergence | None:
-    """How they differ; None where they have nothing to do with each other."""
-    begin = position * prompt.block_size
-    ours = prompt.packed[begin * TOKEN_BYTES : (begin + _KEPT_TOKENS) * TOKEN_BYTES]
-    theirs = event.tokens[skip * event.block_size * TOKEN_BYTES :][: len(ours)]
-    shared = _shared_tokens(ours, theirs)
-    if shared >= min(event.block_size, prompt.block_size):
-        return Divergence(_beside_tokens(prompt, event, position, skip), begin)
-    leading = LEADING_TOKENS * TOKEN_BYTES
-    if begin == 0 and (
-        (len(theirs) > leading and theirs[TOKEN_BYTES:].startswith(ours[:leading]))
-        or (len(ours) > leading and ours[TOKEN_BYTES:].startswith(theirs[:leading]))
-    ):
-        return Divergence(Cause.BOS, 0)
-    if begin or shared >= LEADING_TOKENS or _have_text_in_common(ours, theirs):
-        return Divergence(Cause.TEMPLATE, begin + shared)
-    return None
-
-
-def _have_text_in_common(ours: bytes, theirs: bytes) -> bool:
-    """Whether some tokens from the second half of the one stand anywhere in the other: the same request, rendered otherwise."""
-    length = min(len(ours), len(theirs)) // TOKEN_BYTES
-    if length < 2 * LEADING_TOKENS:
-        return False
-    return any(
-        theirs.find(ours[start * TOKEN_BYTES : (start + LEADING_TOKENS) * TOKEN_BYTES]) >= 0
-        for start in (length // 2, length * 2 // 3, length - LEADING_TOKENS)
-    )
-
-
-def _resemblance(prompt: Prompt, event: BlockStored) -> Divergence | None:
-    """A chain that goes on from one of the engine's own, which may be ours under another name: what its text tells; None: nothing.
-
-    Where it begins in the engine's prompt is known only in whole blocks: a shift within a block tells whether a token more or
-    less stands somewhere before.
-    """
-    tokens = len(prompt.packed) // TOKEN_BYTES
-    width = LEADING_TOKENS * TOKEN_BYTES
-    for start in (tokens - 2 * LEADING_TOKENS, tokens * 3 // 4, tokens // 2):
-        at = event.tokens.find(prompt.packed[start * TOKEN_BYTES :][:width]) if start > 0 else -1
-        if at < 0 or at % TOKEN_BYTES:
-            continue
-        shift = (at // TOKEN_BYTES - start) % event.block_size
-        if event.lora != prompt.lora:
-            return Divergence(Cause.LORA, 0)
-        if event.block_size != prompt.block_size:
-            return Divergence(Cause.BLOCK_SIZE, 0)
-        return Divergence(Cause.BOS if shift in (1, event.block_size - 1) else Cause.EARLIER, 0)
-    return None
-
-
-def _beside_tokens(prompt: Prompt, event: BlockStored, position: int, skip: int) -> Cause:
-    """What else enters a block's hash."""
-    if event.block_size != prompt.block_size:
-        return Cause.BLOCK_SIZE
-    if event.lora != prompt.lora:
-        return Cause.LORA
-    theirs = event.extras[skip] if event.extras else ()
-    ours = prompt.extras[position] if position < len(prompt.extras) else ()
-    kinds = {extra[0] for extra in {*ours} ^ {*theirs}}
-    return Cause.SALT if "salt" in kinds else Cause.MEDIA
-
-
-def _shared_tokens(ours: bytes, theirs: bytes) -> int:
-    """Leading tokens that are equal, by bisection."""
-    low, high = 0, min(len(ours), len(theirs)) // TOKEN_BYTES
-    while low < high:
-        middle = (low + high + 1) // 2
-        if ours[: middle * TOKEN_BYTES] == theirs[: middle * TOKEN_BYTES]:
-            low = middle
-        else:
-            high = middle - 1
-    return low

@@ -8,7 +8,7 @@ ten. So no client and no broken pod can flood the log, and nothing is silent. Ru
 import logging
 from collections.abc import Sequence
 
-from epp.domain import Decision, EndCause, EndpointId, InferenceRequest, RequestEnd, TokenizedRequest, TokenState
+from epp.domain import Decision, EndCause, EndpointId, InferenceRequest, ParityLoss, RequestEnd, TokenizedRequest, TokenState
 from epp.errors import RequestError
 from epp.reporter import Reporter
 
@@ -24,6 +24,9 @@ _OTHER = ("other",)
 
 # A client chooses names and what a refusal quotes of its body; a log line needs no more of them than this.
 MAX_QUOTED = 200
+
+# Endpoints that one line names.
+MAX_NAMED = 10
 
 
 def _quoted(text: str) -> str:
@@ -49,6 +52,12 @@ def is_power_of_ten(number: int) -> bool:
     """1, 10, 100 ..."""
     text = str(number)
     return text[0] == "1" and not text[1:].strip("0")
+
+
+def _some(endpoints: Sequence[EndpointId]) -> str:
+    """The first of them by name, and how many more."""
+    more = len(endpoints) - MAX_NAMED
+    return ", ".join(endpoints[:MAX_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def _so_far(count: int) -> str:
@@ -149,13 +158,12 @@ class LogReporter(Reporter):
         if count := self._event_errors.due(endpoint, reason):
             logger.warning("KV events of %s: %s%s", endpoint, reason.replace("_", " "), _so_far(count))
 
-    def parity_lost(self, model: str, endpoints: Sequence[EndpointId], cause: str, contradicted: int, of: int) -> None:
+    def parity_lost(self, loss: ParityLoss) -> None:
         logger.error(
-            "the blocks engines store for model %s are not those its requests were expected to fill (%d of the last %d, on %s): prefixes are "
-            "not found, and requests are routed by load. Likely cause: %s; compare the tokenizer, template and flags of token-producer with "
-            "those of the engine",
-            _quoted(model), contradicted, of, ", ".join(endpoints), cause,
+            "engines of model %s %s (%d of the last %d requests, on %s), so requests do not meet their prefixes. Likely cause: %s. "
+            "What to do: docs/parity.md, %s",
+            _quoted(loss.model), loss.seen, loss.wrong, loss.of, _some(loss.endpoints), loss.detail, loss.cause,
         )  # fmt: skip
 
     def parity_restored(self, model: str) -> None:
-        logger.info("engines store the blocks that are expected for model %s again", _quoted(model))
+        logger.info("engines of model %s do what is expected of them again", _quoted(model))

@@ -16,7 +16,7 @@ from wsgiref.simple_server import WSGIServer
 
 from prometheus_client import CollectorRegistry, start_http_server
 
-from epp.domain import Decision, EndCause, Endpoint, EndpointId, InferenceRequest, RequestEnd, TokenizedRequest, TokenState
+from epp.domain import Decision, EndCause, Endpoint, EndpointId, InferenceRequest, ParityLoss, RequestEnd, TokenizedRequest, TokenState
 from epp.errors import ConfigError, InternalError, RequestError, ResourceExhaustedError, ServiceUnavailableError
 from epp.observability.families import Families, LabelLimit, Twin
 from epp.observability.instruments import Counter, Family, Gauge, Histogram
@@ -115,7 +115,20 @@ class PrometheusReporter(Reporter):
             ["model", "endpoint", "result"],
         )
         self._parity_lost = families.gauge(
-            "epp_parity_lost", "1 while most of a model's recent predictions are contradicted: its tokens are not the engines'.", ["model"]
+            "epp_parity_lost",
+            "1 while engines do not do what is expected of most of a model's requests, with the likely cause (docs/parity.md).",
+            ["model", "cause"],
+        )
+        self._lost_causes: dict[str, str] = {}
+        self._prompt_tokens = counter(
+            "epp_parity_prompt_tokens_total",
+            "Answers whose number of prompt tokens is ours, or differs.",
+            ["model", "endpoint", "result"],
+        )
+        self._counted_hits = counter(
+            "epp_parity_counted_hit_tokens_total",
+            "Cached tokens of some prompts, as expected at least and as the engine's counter tells, which counts other requests too.",
+            ["endpoint", "said"],
         )
         self._hits = counter(
             "epp_parity_hit_tokens_total",
@@ -123,8 +136,11 @@ class PrometheusReporter(Reporter):
             ["model", "endpoint", "said"],
         )
         self._prefill = families.histogram(
-            "epp_prefill_seconds", "From a decision to its prompt's last full block being stored.", buckets=TTFT_BUCKETS
-        ).labels()
+            "epp_prefill_seconds",
+            "From a decision to its prompt's last full block being stored; prompts that were cached whole store none.",
+            ["model"],
+            buckets=TTFT_BUCKETS,
+        )
         self._blocks = families.gauge("epp_index_blocks", "Confirmed blocks the index holds.", ["endpoint"])
 
     # --- a request ----------------------------------------------------------------------------------------------
@@ -242,14 +258,25 @@ class PrometheusReporter(Reporter):
     def parity_settled(self, endpoint: EndpointId, model: str, verdict: str) -> None:
         self._of_endpoint(endpoint, self._parity, (self._models.admit(model), endpoint, verdict)).inc()
 
-    def parity_lost(self, model: str, endpoints: Sequence[EndpointId], cause: str, contradicted: int, of: int) -> None:
-        self._parity_lost.labels(self._models.admit(model)).set(1)
+    def prompt_tokens_compared(self, endpoint: EndpointId, model: str, *, equal: bool) -> None:
+        result = "equal" if equal else "different"
+        self._of_endpoint(endpoint, self._prompt_tokens, (self._models.admit(model), endpoint, result)).inc()
+
+    def hits_counted(self, endpoint: EndpointId, expected: int, found: int) -> None:
+        self._of_endpoint(endpoint, self._counted_hits, (endpoint, "expected")).inc(expected)
+        self._of_endpoint(endpoint, self._counted_hits, (endpoint, "counted")).inc(found)
+
+    def parity_lost(self, loss: ParityLoss) -> None:
+        self._lost_causes[loss.model] = loss.cause
+        self._parity_lost.labels(self._models.admit(loss.model), loss.cause).set(1)
 
     def parity_restored(self, model: str) -> None:
-        self._parity_lost.labels(self._models.admit(model)).set(0)
+        cause = self._lost_causes.pop(model, None)
+        if cause is not None:
+            self._parity_lost.labels(self._models.admit(model), cause).set(0)
 
-    def prefill_ended(self, endpoint: EndpointId, seconds: float) -> None:
-        self._prefill.observe(seconds)
+    def prefill_ended(self, endpoint: EndpointId, model: str, seconds: float) -> None:
+        self._prefill.labels(self._models.admit(model)).observe(seconds)
 
     def index_size(self, endpoint: EndpointId, blocks: int) -> None:
         self._of_endpoint(endpoint, self._blocks, (endpoint,)).set(blocks)

@@ -1,7 +1,8 @@
 """What stands in for the tokens of a prompt where nobody knows them: its text, four bytes a token (spec/plugins.md 8.3).
 
 Good for one thing only: requests that begin alike begin alike here too. Never mixed with token ids of engines (spec/kv.md
-8.16); read by the approximate prefix producer alone. Media are their part of the body, as it was written. Pure; once a request.
+8.16); read by the approximate prefix producer alone. A picture or film is a name of it, as often as the engine is taken to have
+placeholders for it: its bytes, if they are in the body, are hundreds of times as many. Pure; once a request.
 """
 
 from collections.abc import Mapping
@@ -12,6 +13,9 @@ import msgspec
 from epp.domain import Api, InferenceRequest
 
 TOKEN_BYTES: Final = 4
+# By llm-d's defaults: 640 x 360 pixels, 1,024 a token; of a film of 10 s two frames a second.
+IMAGE_TOKENS: Final = 225
+VIDEO_TOKENS: Final = 20 * IMAGE_TOKENS
 
 _encode = msgspec.json.Encoder().encode
 
@@ -25,7 +29,7 @@ def estimated_prompts(request: InferenceRequest) -> list[bytes]:
         case Api.CHAT | Api.MESSAGES:
             return _whole_tokens([_conversation(body)])
         case Api.RESPONSES:
-            return _whole_tokens([_text(body.get("instructions")) + _text(body.get("tools")) + _text(body.get("input"))])
+            return _whole_tokens([_text(body.get("instructions")) + _text(body.get("tools")) + _input(body.get("input"))])
         case Api.COMPLETIONS:
             return _whole_tokens(_completion(body.get("prompt")))
         case _:
@@ -42,10 +46,31 @@ def _conversation(body: Mapping[str, object]) -> bytes:
     return b"".join(parts)
 
 
+def _input(items: object) -> bytes:
+    """Of the Responses API: a text, or messages and other items."""
+    if not isinstance(items, list):
+        return _text(items)
+    return b"".join(
+        _text(item.get("role")) + _content(item["content"]) if isinstance(item, dict) and "content" in item else _text(item)
+        for item in items
+    )
+
+
 def _content(content: object) -> bytes:
     if not isinstance(content, list):
         return _text(content)
-    return b"".join(_text(part.get("text") or part) if isinstance(part, dict) else _text(part) for part in content)
+    return b"".join(_part(part) if isinstance(part, dict) else _text(part) for part in content)
+
+
+def _part(part: Mapping[str, object]) -> bytes:
+    text = part.get("text")
+    if text:
+        return _text(text)
+    kind = part.get("type")
+    if not isinstance(kind, str) or not ("image" in kind or "video" in kind):
+        return _text(part)
+    name = hash(_encode(part)) & 0xFFFFFFFF
+    return name.to_bytes(TOKEN_BYTES, "little") * (VIDEO_TOKENS if "video" in kind else IMAGE_TOKENS)
 
 
 def _completion(prompt: object) -> list[bytes]:

@@ -19,6 +19,7 @@ from epp.domain import (
     ProfileResult,
     RequestEnd,
     TokenizedRequest,
+    Usage,
 )
 
 T = TypeVar("T")
@@ -212,11 +213,25 @@ class PrefixIndex(Protocol):
     def speculate(self, hits: PrefixHits, endpoint: EndpointId, until: float) -> None:
         """The endpoint is about to compute these prompts: count their full blocks as held until then, apart from confirmed ones."""
 
-    def predict(self, hits: PrefixHits, endpoint: EndpointId, decision_id: DecisionId, model: str, now: float, ttl_s: float) -> None:
+    def predict(
+        self,
+        hits: PrefixHits,
+        endpoint: EndpointId,
+        decision_id: DecisionId,
+        model: str,
+        now: float,
+        ttl_s: float,
+        *,
+        reads_cache: bool,
+    ) -> None:
         """The request goes to the endpoint: what that stores will be held against what was expected.
 
+        `reads_cache` False: the engine computes its prompt anew, whatever is cached.
         `ttl_s`: what was speculated for it lives so long, and again until its prefill has been seen to end; 0: nothing was.
         """
 
-    def answer_ended(self, decision_id: DecisionId) -> None:
-        """Nothing more will be stored for this request."""
+    def answer_ended(self, decision_id: DecisionId, *, served: bool, said: Usage | None) -> None:
+        """Nothing more will be stored for this request.
+
+        `served`: the endpoint it went to has answered it; `said`: what of the answer's usage can be held against what was expected.
+        """

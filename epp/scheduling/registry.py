@@ -14,7 +14,7 @@ from enum import Enum
 from types import MappingProxyType
 from typing import Any, Generic, TypeVar
 
-from epp.domain import DecisionId, EndpointId, TokenizedRequest
+from epp.domain import DecisionId, EndpointId, TokenizedRequest, Usage
 from epp.errors import ConfigError
 from epp.scheduling.interfaces import Filter, Picker, PrefixHits, PrefixIndex, Producer, ProfileHandler, Scorer
 
@@ -70,10 +70,20 @@ class EmptyIndex:
     def speculate(self, hits: PrefixHits, endpoint: EndpointId, until: float) -> None:
         """Forget it at once."""
 
-    def predict(self, hits: PrefixHits, endpoint: EndpointId, decision_id: DecisionId, model: str, now: float, ttl_s: float) -> None:
+    def predict(
+        self,
+        hits: PrefixHits,
+        endpoint: EndpointId,
+        decision_id: DecisionId,
+        model: str,
+        now: float,
+        ttl_s: float,
+        *,
+        reads_cache: bool,
+    ) -> None:
         """Likewise."""
 
-    def answer_ended(self, decision_id: DecisionId) -> None:
+    def answer_ended(self, decision_id: DecisionId, *, served: bool, said: Usage | None) -> None:
         """Nothing is known of it."""
 
 

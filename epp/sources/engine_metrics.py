@@ -44,8 +44,9 @@ class EngineMetrics:
     block_size: str | None = None
     num_blocks: str | None = None
     awake: str | None = None
-    """0 while the engine sleeps. Older engines lack it, and `prefix_queries`: that is no error."""
+    """0 while the engine sleeps. Older engines lack it, and the two that follow: that is no error."""
     prefix_queries: str | None = None
+    prefix_hits: str | None = None
 
 
 VLLM = EngineMetrics(
@@ -56,6 +57,7 @@ VLLM = EngineMetrics(
     cache_info="vllm:cache_config_info",
     awake="vllm:engine_sleep_state{sleep_state=awake}",
     prefix_queries="vllm:prefix_cache_queries_total",
+    prefix_hits="vllm:prefix_cache_hits_total",
 )
 
 ENGINES: Mapping[str, EngineMetrics] = {
@@ -149,6 +151,7 @@ class PageReader:
         self._num_blocks = _maybe_spec(engine.num_blocks)
         self._awake = _maybe_spec(engine.awake)
         self._prefix_queries = _maybe_spec(engine.prefix_queries)
+        self._prefix_hits = _maybe_spec(engine.prefix_hits)
 
     def read(self, page: bytes, *, rank: int, before: EndpointMetrics, now: float) -> tuple[EndpointMetrics, list[str]]:
         """The metrics of one page, and the names of what it lacks.
@@ -175,6 +178,7 @@ class PageReader:
             max_loras=before.max_loras if lora is None else _whole(lora.labels.get("max_lora")) or 0,
             asleep=_optional(page, self._awake, rank, 1.0) == 0.0,
             prefix_queries=_optional(page, self._prefix_queries, rank, None),
+            prefix_hits=_optional(page, self._prefix_hits, rank, None),
             updated_at=now if found else before.updated_at,
         )
         return metrics, missing

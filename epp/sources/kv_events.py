@@ -68,7 +68,7 @@ class Learnt:
     """What is known of the fleet's caches after a start."""
 
     told: int
-    """Endpoints that have told what they hold, or cannot."""
+    """Endpoints that have told what they hold."""
     endpoints: int
     blocks: int
     without_replay: Sequence[EndpointId]
@@ -187,7 +187,7 @@ class KvEventSource:
         endpoints = {endpoint for endpoint, _ in self._open}
         waiting = {self._keys[token][0] for token in self._unsettled or ()}
         blind = {key[0] for key, opened in self._open.items() if not (isinstance(at := opened.address, StreamAddress) and at.replay_port)}
-        return Learnt(len(endpoints - waiting), len(endpoints), sum(map(self._index.blocks, endpoints)), sorted(blind))
+        return Learnt(len(endpoints - waiting - blind), len(endpoints), sum(map(self._index.blocks, endpoints)), sorted(blind))
 
     def reconcile(self, endpoint: EndpointId, metrics: EndpointMetrics) -> None:
         """What an engine's metrics say against what its events said (spec/kv.md 8, rule 6).
@@ -207,11 +207,12 @@ class KvEventSource:
             for key in self._keys_of(endpoint):
                 self._index.clear(*key)
         elif metrics.num_blocks and blocks > metrics.num_blocks:
-            self._distrust(endpoint, "more_blocks_than_the_engine_has")
+            self.distrust(endpoint, "more_blocks_than_the_engine_has")
         elif queries is not None and before is not None and queries < before:
-            self._distrust(endpoint, "the_engine_began_anew")
+            self.distrust(endpoint, "the_engine_began_anew")
 
-    def _distrust(self, endpoint: EndpointId, reason: str) -> None:
+    def distrust(self, endpoint: EndpointId, reason: str) -> None:
+        """Another witness contradicts what the endpoint's events said: forget it, and learn it anew where a replay can tell. Seldom."""
         now = self._clock()
         if now - self._distrusted.get(endpoint, _NEVER) < DISTRUST_S:
             return

@@ -85,7 +85,9 @@ class Stream:
         self._replay_start: int | None = None
         """Asked for by the sequence, and waiting for a slot."""
         self._patience: float | None = now + host.timing.connect_s
-        self._replay_deadline = self._replay_idle = self._resume_at = self._check_at = _FOREVER
+        self._replay_deadline = self._replay_idle = self._check_at = _FOREVER
+        self._resume_at = _FOREVER
+        """When to connect with a fresh socket."""
 
     def connect(self) -> None:
         """Begin, or begin again; raises ZMQError where there are no sockets left or the address cannot be read."""
@@ -156,6 +158,9 @@ class Stream:
             self._end_replay(complete=False)
         if now >= self._resume_at:
             self._resume_at = _FOREVER
+            if self._sub is not None:  # libzmq gives up a connection on which something came that is no ZMTP, or too large
+                self._errors["protocol"] += 1
+                self._close_live()
             try:
                 self.connect()
             except zmq.ZMQError:
@@ -172,9 +177,11 @@ class Stream:
                 return
             event = recv_monitor_message(self._monitor)["event"]
             if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
-                self._patience = None
+                self._patience, self._resume_at = None, _FOREVER
                 self._perform(self._sequence.connected())
             else:
+                # The next attempt ends by then, if there is one.
+                self._resume_at = self._host.now() + 2 * self._host.timing.attempt_s
                 self._on_no_connection()
 
     def _on_no_connection(self) -> None:

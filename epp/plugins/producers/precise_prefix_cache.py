@@ -9,11 +9,11 @@ index is told of every decision, and holds what the endpoint stores against it (
 blocks.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
-from epp.domain import Decision, PrefixMatch, RequestEnd, TokenState
+from epp.domain import Api, Decision, EndCause, PrefixMatch, RequestEnd, TokenState, Usage
 from epp.plugins.computes import computing
 from epp.plugins.producers.token import TOKENIZED_PROMPT
 from epp.scheduling.interfaces import Cycle, DataKey, PrefixHits, prefix_match_key
@@ -23,6 +23,7 @@ from epp.scheduling.registry import Collaborators, PluginType, Role
 TYPE = "precise-prefix-cache-producer"
 DEFAULT_BLOCK_SIZE = 16
 DEFAULT_SPECULATIVE_TTL = Duration(2.0)
+_COUNTS_PROMPTS = frozenset((Api.CHAT, Api.COMPLETIONS, Api.GENERATE))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -193,10 +194,29 @@ class PrecisePrefixCacheProducer:
             for endpoint in endpoints:
                 self._index.speculate(hits, endpoint, cycle.now + ttl)
         request = decision.request
-        self._index.predict(hits, endpoints[-1], decision.id, "" if request is None else request.served_model, cycle.now, ttl)
+        model, body = ("", None) if request is None else (request.served_model, request.body)
+        self._index.predict(hits, endpoints[-1], decision.id, model, cycle.now, ttl, reads_cache=body is None or not _reads_no_cache(body))
 
     def ended(self, decision: Decision, end: RequestEnd) -> None:
-        self._index.answer_ended(decision.id)
+        served = end.cause is EndCause.FINISHED and end.status in (None, 200) and end.served in (None, decision.endpoint.host_port)
+        self._index.answer_ended(decision.id, served=served, said=_comparable(decision, end.usage))
+
+
+def _comparable(decision: Decision, usage: Usage | None) -> Usage | None:
+    """What of an answer's usage is about the prompt and the cache of the endpoint that computed it.
+
+    Anthropic's input tokens leave out cached ones, and the Responses API sums up the turns of one answer. What asks for logprobs of
+    the prompt is computed anew, whatever is cached; one that is prefilled elsewhere has no hits of its own.
+    """
+    request = decision.request
+    if usage is None or request is None or len(computing(decision)) > 1:
+        return None
+    prompt = usage.prompt_tokens if request.api in _COUNTS_PROMPTS else None
+    return Usage(prompt_tokens=prompt, cached_tokens=None if _reads_no_cache(request.body or {}) else usage.cached_tokens)
+
+
+def _reads_no_cache(body: Mapping[str, object]) -> bool:
+    return body.get("prompt_logprobs") is not None or (bool(body.get("echo")) and body.get("logprobs") is not None)
 
 
 PLUGIN = PluginType(TYPE, PrecisePrefixCacheParams, PrecisePrefixCacheProducer, frozenset((Role.PRODUCER, Role.ENDPOINT_EXTRACTOR)))

@@ -116,10 +116,12 @@ class Publisher:
     async def _serve(self) -> None:
         while True:
             frames = await self._router.recv_multipart()
-            if len(frames) != 3 or self.silent:
+            if len(frames) != 3:
                 continue
             client, _, start = frames
             self.replays.append(int.from_bytes(start, "big"))
+            if self.silent:
+                continue
             drop, self.drop_replies = self.drop_replies, set()
             for seq, payload in list(self._ring):
                 if seq >= self.replays[-1] and seq not in drop:

@@ -5,12 +5,12 @@ Requests are picked by hand, with the tokens a picker makes of those files; what
 
 import itertools
 import random
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import pytest
 
-from epp.domain import DecisionId, EndpointId, TokenizedRequest, TokenState
+from epp.domain import DecisionId, EndpointId, ParityLoss, TokenizedRequest, TokenState
 from epp.kvcache.parity import ParityMonitor
 from epp.kvcache.predictions import SETTLE_S, Predictions
 from epp.simulator.model import ServedModel
@@ -32,8 +32,8 @@ class Alarms(Notes):
         super().__init__()
         self.alarms: list[tuple[str, tuple[EndpointId, ...], str]] = []
 
-    def parity_lost(self, model: str, endpoints: Sequence[EndpointId], cause: str, contradicted: int, of: int) -> None:
-        self.alarms.append((model, tuple(endpoints), cause))
+    def parity_lost(self, loss: ParityLoss) -> None:
+        self.alarms.append((loss.model, tuple(loss.endpoints), loss.detail))
 
 
 class Picker:
@@ -42,7 +42,7 @@ class Picker:
     def __init__(self, model: ServedModel) -> None:
         self.told = Alarms()
         self._now = 0.0
-        predictions = Predictions(lambda: self._now, settled=ParityMonitor(self.told).settled, prefill_ended=lambda *_: None)
+        predictions = Predictions(lambda: self._now, outcomes=ParityMonitor(self.told), prefill_ended=lambda *_: None)
         self.bench = Bench(CONFIG, model, rig=Rig(notes=self.told, predictions=predictions, timing=replace(QUICK, check_s=0.1)))
         self._index = self.bench.rig.index
         self._decisions = map(str, itertools.count())

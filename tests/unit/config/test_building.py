@@ -9,7 +9,7 @@ import pytest
 
 from epp import config
 from epp.config import EffectiveConfig
-from epp.domain import DecisionId, EndCause, Endpoint, EndpointId, RequestEnd, TokenizedRequest
+from epp.domain import DecisionId, EndCause, Endpoint, EndpointId, RequestEnd, TokenizedRequest, Usage
 from epp.errors import ConfigError
 from epp.reporter import Reporter
 from epp.scheduling import registry
@@ -39,10 +39,20 @@ class Index:
     def speculate(self, hits: PrefixHits, endpoint: EndpointId, until: float) -> None:
         self.holders.add(endpoint)
 
-    def predict(self, hits: PrefixHits, endpoint: EndpointId, decision_id: DecisionId, model: str, now: float, ttl_s: float) -> None:
+    def predict(
+        self,
+        hits: PrefixHits,
+        endpoint: EndpointId,
+        decision_id: DecisionId,
+        model: str,
+        now: float,
+        ttl_s: float,
+        *,
+        reads_cache: bool,
+    ) -> None:
         """Nothing is held against it."""
 
-    def answer_ended(self, decision_id: DecisionId) -> None:
+    def answer_ended(self, decision_id: DecisionId, *, served: bool, said: Usage | None) -> None:
         """Nothing was."""
 
 

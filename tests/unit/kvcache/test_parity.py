@@ -1,86 +1,15 @@
 """The parity monitor: an alarm within 20 requests where our tokens are not the engine's, none where they are."""
 
-import itertools
 import random
-from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
 
+import msgspec
 import pytest
 
-from epp.domain import DecisionId, EndpointId, TokenizedRequest, TokenState
-from epp.kvcache.events import AllCleared, Batch
-from epp.kvcache.index import PrefixIndex
-from epp.kvcache.parity import ParityMonitor
-from epp.kvcache.predictions import SETTLE_S, Predictions
-from epp.reporter import Reporter
-from tests.unit.kvcache.engine import Engine
-
-PODS = [EndpointId("ns/a"), EndpointId("ns/b")]
-SYSTEM = list(range(1000, 1070))
-
-
-@dataclass
-class Recorder(Reporter):
-    """What the monitor told."""
-
-    verdicts: Counter[str] = field(default_factory=Counter)
-    lost: list[tuple[str, tuple[EndpointId, ...], str]] = field(default_factory=list)
-    restored: list[str] = field(default_factory=list)
-
-    def parity_settled(self, endpoint: EndpointId, model: str, verdict: str) -> None:
-        self.verdicts[verdict] += 1
-
-    def parity_lost(self, model: str, endpoints: Sequence[EndpointId], cause: str, contradicted: int, of: int) -> None:
-        self.lost.append((model, tuple(endpoints), cause))
-
-    def parity_restored(self, model: str) -> None:
-        self.restored.append(model)
-
-
-class Fleet:
-    """Two engines, an index, and a clock that is told the time."""
-
-    def __init__(self, *, capacity: int = 10_000, engine_block_size: int = 16) -> None:
-        self.now = 0.0
-        self.told = Recorder()
-        self.prefills: list[tuple[DecisionId, EndpointId, float]] = []
-        predictions = Predictions(
-            lambda: self.now,
-            settled=ParityMonitor(self.told).settled,
-            prefill_ended=lambda decision, endpoint, now, _: self.prefills.append((decision, endpoint, now)),
-        )
-        self.index = PrefixIndex(Reporter(), default_block_size=16, predictions=predictions)
-        self.engines = {
-            pod: Engine(self._publisher(pod), capacity=capacity, block_size=engine_block_size, seed=i) for i, pod in enumerate(PODS)
-        }
-        self._ids = map(str, itertools.count())
-
-    def _publisher(self, pod: EndpointId) -> Callable[[Batch], None]:
-        return lambda batch: self.index.apply(pod, 0, batch)
-
-    def decide(
-        self, tokens: Sequence[int], pod: EndpointId, *, lora: str | None = None, salt: str | None = None, ttl_s: float = 0.0
-    ) -> DecisionId:
-        """A request with these tokens, as we take them to be, goes to a pod."""
-        decision = DecisionId(next(self._ids))
-        hits = self.index.match(TokenizedRequest(TokenState.EXACT, [list(tokens)], lora=lora, cache_salt=salt), PODS, self.now)
-        if ttl_s:
-            self.index.speculate(hits, pod, self.now + ttl_s)
-        self.index.predict(hits, pod, decision, "m", self.now, ttl_s)
-        return decision
-
-    def end(self, *decisions: DecisionId) -> None:
-        """Their answers end, and time passes."""
-        for decision in decisions:
-            self.index.answer_ended(decision)
-        self.now += SETTLE_S + 0.1
-        self.index.sweep(self.now)
-
-
-def chat(rng: random.Random, length: int = 120) -> list[int]:
-    """A system prompt that many share, and what one user says."""
-    return [*SYSTEM, *(rng.randrange(5000, 90_000) for _ in range(length))]
+from epp.domain import DecisionId, EndpointId, TokenizedRequest, TokenState, Usage
+from epp.kvcache import predictions
+from epp.kvcache.predictions import PrefillEnded
+from tests.unit.kvcache.parity_fleet import PODS, Fleet, chat
 
 
 @pytest.mark.parametrize(
@@ -109,9 +38,9 @@ def test_wrong_tokens_are_noticed_within_20_requests(
         fleet.engines[pod].run(tokens, [rng.randrange(90_000) for _ in range(30)], lora=lora, salt=salt)
         fleet.end(decision)
     assert len(fleet.told.lost) == 1
-    model, pods, said = fleet.told.lost[0]
-    assert (model, set(pods)) == ("m", set(PODS))
-    assert cause in said
+    loss = fleet.told.lost[0]
+    assert (loss.model, set(loss.endpoints)) == ("m", set(PODS))
+    assert cause in loss.detail
 
 
 def test_an_engine_with_another_block_size_than_configured_is_no_mystery() -> None:
@@ -129,7 +58,10 @@ def test_an_engine_with_another_block_size_than_configured_is_no_mystery() -> No
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("capacity", [10_000, 300], ids=["roomy", "evicting"])
 def test_no_alarm_in_2000_healthy_requests(seed: int, capacity: int) -> None:
-    """With decode blocks, duplicates, eviction, requests in any order at a time, repeated prompts, and a tenth of the traffic past us."""
+    """With decode blocks, duplicates, eviction, requests in any order at a time, repeated prompts, and a tenth of the traffic past us.
+
+    Answers state their usage and counters are scraped, so every witness is heard.
+    """
     fleet, rng = Fleet(capacity=capacity), random.Random(seed)
     known = [chat(rng, rng.randrange(10, 200)) for _ in range(30)]
     under_way: list[tuple[DecisionId | None, EndpointId, list[int]]] = []
@@ -143,18 +75,21 @@ def test_no_alarm_in_2000_healthy_requests(seed: int, capacity: int) -> None:
             if decision is not None and rng.random() < 0.05:  # given up while it waited
                 fleet.end(decision)
                 continue
-            fleet.engines[where].run(tokens, [rng.randrange(90_000) for _ in range(rng.randrange(60))])
+            cached = fleet.engines[where].run(tokens, [rng.randrange(90_000) for _ in range(rng.randrange(60))])
             if rng.random() < 0.1:
                 fleet.engines[where].duplicate()
             if decision is not None:
-                fleet.index.answer_ended(decision)
+                fleet.answer(decision, Usage(prompt_tokens=len(tokens), cached_tokens=cached))
         fleet.now += 0.05
         fleet.index.sweep(fleet.now)
+        fleet.scrape()
     fleet.end()
     assert fleet.told.lost == []
     verdicts = fleet.told.verdicts
     assert verdicts["contradicted"] <= verdicts.total() * 0.02
     assert verdicts["confirmed"] >= verdicts.total() * 0.85
+    assert set(fleet.told.counts) == {True}
+    assert len(fleet.told.counted) > 20
 
 
 def test_an_alarm_ends_when_tokens_are_right_again() -> None:
@@ -179,7 +114,7 @@ def test_a_restart_contradicts_nothing() -> None:
     """What was expected of the engine is expected no more."""
     fleet, ours = Fleet(), chat(random.Random(1))
     decision = fleet.decide(ours, PODS[0])
-    fleet.index.apply(PODS[0], 0, Batch(None, events=[AllCleared()]))
+    fleet.engines[PODS[0]].publish(msgspec.msgpack.encode([1.0, [["AllBlocksCleared"]]]))
     fleet.engines[PODS[0]].run([1, *ours])
     fleet.end(decision)
     assert fleet.told.verdicts == {"unseen": 1}
@@ -194,7 +129,7 @@ def test_the_last_full_block_ends_the_prefill() -> None:
     decision = fleet.decide(ours, PODS[0])
     fleet.now = 7.5
     fleet.engines[PODS[0]].run(ours, range(100))
-    assert fleet.prefills == [(decision, PODS[0], 7.5)]
+    assert fleet.prefills == [PrefillEnded(decision, PODS[0], "m", 7.5, 7.5)]
 
 
 def test_a_prompt_that_is_cached_whole_has_no_end_of_prefill() -> None:
@@ -211,9 +146,9 @@ def test_requests_with_one_prefix_end_their_prefills_each() -> None:
     fleet, ours = Fleet(), chat(random.Random(1))
     first, second = fleet.decide(ours, PODS[0]), fleet.decide([*ours, *range(40)], PODS[0])
     fleet.engines[PODS[0]].run(ours)
-    assert [decision for decision, *_ in fleet.prefills] == [first]
+    assert [prefill.decision_id for prefill in fleet.prefills] == [first]
     fleet.engines[PODS[0]].run([*ours, *range(40)])
-    assert [decision for decision, *_ in fleet.prefills] == [first, second]
+    assert [prefill.decision_id for prefill in fleet.prefills] == [first, second]
 
 
 def test_a_speculated_prefix_outlives_its_ttl_while_its_request_waits() -> None:
@@ -228,7 +163,7 @@ def test_a_speculated_prefix_outlives_its_ttl_while_its_request_waits() -> None:
         fleet.now += 0.9
         fleet.index.sweep(fleet.now)
         assert held() > 0
-    fleet.index.answer_ended(decision)
+    fleet.answer(decision)
     for _ in range(3):
         fleet.now += 0.9
         fleet.index.sweep(fleet.now)
@@ -244,3 +179,16 @@ def test_a_speculated_prefix_that_was_computed_needs_no_speculation() -> None:
     fleet.index.sweep(fleet.now)
     fleet.index.clear(PODS[0])
     assert fleet.index.match(TokenizedRequest(TokenState.EXACT, [ours]), PODS, fleet.now).tokens[0] == 0
+
+
+def test_what_is_watched_at_a_time_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requests beyond it are served all the same; their prefix is speculated for its plain time, and their prefill ends unseen."""
+    monkeypatch.setattr(predictions, "MAX_OPEN", 2)
+    fleet, rng = Fleet(), random.Random(1)
+    prompts = [chat(rng) for _ in range(3)]
+    decisions = [fleet.decide(ours, PODS[0], ttl_s=2.0) for ours in prompts]
+    for ours in prompts:
+        fleet.engines[PODS[0]].run(ours)
+    fleet.end(*decisions)
+    assert [prefill.decision_id for prefill in fleet.prefills] == decisions[:2]
+    assert fleet.told.verdicts == {"confirmed": 2}

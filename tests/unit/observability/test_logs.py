@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from epp.domain import Api, Decision, EndCause, EndpointId, InferenceRequest, RequestEnd, TokenizedRequest, TokenState
+from epp.domain import Api, Decision, EndCause, EndpointId, InferenceRequest, ParityLoss, RequestEnd, TokenizedRequest, TokenState
 from epp.errors import BadRequestError
 from epp.observability.logs import MAX_QUOTED, LogReporter
 
@@ -149,9 +149,10 @@ def test_parity_is_lost_and_restored(caplog: pytest.LogCaptureFixture) -> None:
     """One line that names the model, the pods, the likely cause and where to look."""
     caplog.set_level("INFO")
     reporter = LogReporter()
-    reporter.parity_lost("tiny", [EndpointId("team/a"), EndpointId("team/b")], "beginning-of-sequence token", 9, 12)
-    assert "for model tiny " in caplog.text
-    assert "9 of the last 12, on team/a, team/b" in caplog.text
-    assert "Likely cause: beginning-of-sequence token" in caplog.text
+    pods = [EndpointId(f"team/{i}") for i in range(12)]
+    reporter.parity_lost(ParityLoss("tiny", pods, "bos", "store other blocks", "beginning-of-sequence token", 9, 12))
+    assert "of model tiny store other blocks (9 of the last 12 requests, on team/0, team/1, " in caplog.text
+    assert "team/9 and 2 more" in caplog.text
+    assert "Likely cause: beginning-of-sequence token. What to do: docs/parity.md, bos" in caplog.text
     reporter.parity_restored("tiny")
     assert "again" in caplog.records[-1].message

@@ -9,7 +9,19 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from epp.domain import Api, Decision, EndCause, EndpointId, InferenceRequest, PrefixMatch, RequestEnd, TokenizedRequest, TokenState, Usage
+from epp.domain import (
+    Api,
+    Decision,
+    EndCause,
+    EndpointId,
+    InferenceRequest,
+    ParityLoss,
+    PrefixMatch,
+    RequestEnd,
+    TokenizedRequest,
+    TokenState,
+    Usage,
+)
 from epp.errors import BadRequestError, ConfigError, ServiceUnavailableError
 from epp.observability.families import MAX_LABEL_LENGTH, LabelLimit
 from epp.observability.prometheus import PrometheusReporter, serve
@@ -342,12 +354,17 @@ def test_parity(registry: CollectorRegistry, reporter: PrometheusReporter) -> No
     for verdict in ("confirmed", "confirmed", "contradicted"):
         reporter.parity_settled(endpoint, "tiny", verdict)
     assert value("epp_parity_predictions_total", {"model": "tiny", "endpoint": "team/a", "result": "confirmed"}) == 2
-    reporter.parity_lost("tiny", [endpoint], "BOS", 8, 10)
-    assert value("epp_parity_lost", {"model": "tiny"}) == 1
+    reporter.parity_lost(ParityLoss("tiny", [endpoint], "bos", "store other blocks", "beginning-of-sequence token", 8, 10))
+    assert value("epp_parity_lost", {"model": "tiny", "cause": "bos"}) == 1
     reporter.parity_restored("tiny")
-    assert value("epp_parity_lost", {"model": "tiny"}) == 0
-    reporter.prefill_ended(endpoint, 0.3)
-    assert value("epp_prefill_seconds_bucket", {"le": "0.4"}) == 1
+    assert value("epp_parity_lost", {"model": "tiny", "cause": "bos"}) == 0
+    reporter.prompt_tokens_compared(endpoint, "tiny", equal=False)
+    assert value("epp_parity_prompt_tokens_total", {"model": "tiny", "endpoint": "team/a", "result": "different"}) == 1
+    reporter.hits_counted(endpoint, 1_000, 900)
+    assert value("epp_parity_counted_hit_tokens_total", {"endpoint": "team/a", "said": "expected"}) == 1_000
+    assert value("epp_parity_counted_hit_tokens_total", {"endpoint": "team/a", "said": "counted"}) == 900
+    reporter.prefill_ended(endpoint, "tiny", 0.3)
+    assert value("epp_prefill_seconds_bucket", {"model": "tiny", "le": "0.4"}) == 1
     reporter.endpoint_removed(endpoint)
     assert value("epp_parity_predictions_total", {"model": "tiny", "endpoint": "team/a", "result": "confirmed"}) is None
 

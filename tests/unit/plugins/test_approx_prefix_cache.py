@@ -20,7 +20,7 @@ from epp.domain import (
     TokenState,
 )
 from epp.plugins.producers.approx_prefix_cache import ApproxPrefixCacheParams, ApproxPrefixCacheProducer
-from epp.requests.estimate import estimated_prompts
+from epp.requests.estimate import IMAGE_TOKENS, VIDEO_TOKENS, estimated_prompts
 from epp.scheduling.interfaces import prefix_match_key
 from epp.scheduling.registry import Collaborators
 from epp.testing.builders import make_cycle, make_endpoint
@@ -176,6 +176,7 @@ def test_block_size_zero_needs_the_engine() -> None:
         (Api.CHAT, {"messages": [{"role": "u", "content": [{"image_url": "x"}]}, 7]}, [b'u{"image_url":"x"}\0\0']),
         (Api.MESSAGES, {"system": "s", "messages": [{"role": "u", "content": "h"}]}, [b"suh\0"]),
         (Api.RESPONSES, {"instructions": "i", "input": "hey"}, [b"ihey"]),
+        (Api.RESPONSES, {"input": [{"role": "u", "content": [{"type": "input_text", "text": "hey"}]}, {"a": 1}]}, [b'uhey{"a":1}\0']),
         (Api.COMPLETIONS, {"prompt": ["a", "bcde", ""]}, [b"a\0\0\0", b"bcde"]),
         (Api.COMPLETIONS, {"prompt": [1, 2]}, []),
         (Api.GENERATE, {"token_ids": [1]}, []),
@@ -184,6 +185,31 @@ def test_block_size_zero_needs_the_engine() -> None:
 def test_what_stands_in_for_tokens(api: Api, body: Mapping[str, object], expected: list[bytes]) -> None:
     """Tools, then role and content of each message, four bytes a token."""
     assert estimated_prompts(InferenceRequest(api, "/", "m", body, 0)) == expected
+
+
+@pytest.mark.parametrize(
+    ("api", "part", "tokens"),
+    [
+        (Api.CHAT, {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 400_000}}, IMAGE_TOKENS),
+        (Api.CHAT, {"type": "video_url", "video_url": {"url": "http://example.com/film"}}, VIDEO_TOKENS),
+        (Api.MESSAGES, {"type": "image", "source": {"type": "base64", "data": "A" * 400_000}}, IMAGE_TOKENS),
+        (Api.RESPONSES, {"type": "input_image", "image_url": "http://example.com/picture"}, IMAGE_TOKENS),
+    ],
+)
+def test_media_count_as_their_placeholders(api: Api, part: dict[str, object], tokens: int) -> None:
+    """Not as their bytes: one inline picture would drive a hundred prompts out of an endpoint's books. Another one is another prefix."""
+
+    def prompt(part: dict[str, object]) -> bytes:
+        messages = [{"role": "u", "content": [part, {"type": "text", "text": "what is this?"}]}]
+        key = "input" if api is Api.RESPONSES else "messages"
+        (prompt,) = estimated_prompts(InferenceRequest(api, "/", "m", {key: messages}, 0))
+        return prompt
+
+    assert len(prompt(part)) == 4 * tokens + 16
+    assert prompt(part) == prompt(dict(part))
+    other = prompt({**part, "other": 1})
+    assert len(other) == len(prompt(part))
+    assert other[:64] != prompt(part)[:64]
 
 
 JSON = st.recursive(

@@ -6,7 +6,19 @@ from typing import Any
 
 import pytest
 
-from epp.domain import Decision, DecisionId, EndCause, EndpointId, ProfileResult, RequestEnd, TokenizedRequest, TokenState
+from epp.domain import (
+    Api,
+    Decision,
+    DecisionId,
+    EndCause,
+    EndpointId,
+    InferenceRequest,
+    ProfileResult,
+    RequestEnd,
+    TokenizedRequest,
+    TokenState,
+    Usage,
+)
 from epp.plugins.producers.precise_prefix_cache import PrecisePrefixCacheParams, PrecisePrefixCacheProducer, TokenProcessorConfig
 from epp.scheduling.interfaces import Cycle, PrefixHits, prefix_match_key
 from epp.scheduling.params import Duration
@@ -30,7 +42,7 @@ class Index:
     asked: list[tuple[Sequence[EndpointId], float]] = field(default_factory=list)
     speculated: list[tuple[EndpointId, float]] = field(default_factory=list)
     predicted: list[tuple[EndpointId, DecisionId, float]] = field(default_factory=list)
-    over: list[DecisionId] = field(default_factory=list)
+    over: list[tuple[DecisionId, bool, Usage | None]] = field(default_factory=list)
 
     def match(self, tokens: TokenizedRequest, endpoints: Sequence[EndpointId], now: float) -> Hits:
         self.asked.append((list(endpoints), now))
@@ -39,11 +51,21 @@ class Index:
     def speculate(self, hits: PrefixHits, endpoint: EndpointId, until: float) -> None:
         self.speculated.append((endpoint, until))
 
-    def predict(self, hits: PrefixHits, endpoint: EndpointId, decision_id: DecisionId, model: str, now: float, ttl_s: float) -> None:
+    def predict(
+        self,
+        hits: PrefixHits,
+        endpoint: EndpointId,
+        decision_id: DecisionId,
+        model: str,
+        now: float,
+        ttl_s: float,
+        *,
+        reads_cache: bool,
+    ) -> None:
         self.predicted.append((endpoint, decision_id, ttl_s))
 
-    def answer_ended(self, decision_id: DecisionId) -> None:
-        self.over.append(decision_id)
+    def answer_ended(self, decision_id: DecisionId, *, served: bool, said: Usage | None) -> None:
+        self.over.append((decision_id, served, said))
 
 
 def producer(index: Index, **params: Any) -> PrecisePrefixCacheProducer:
@@ -132,4 +154,56 @@ def test_what_the_computing_endpoint_stores_is_held_against_the_decision(
     assert index.predicted == [predicted]
     results = {"p": ProfileResult("p", FLEET, [], [], [FLEET[0]])}
     subject.ended(Decision(DecisionId("d"), "r", results["p"], results, None, None), RequestEnd(DecisionId("d"), EndCause.FINISHED))
-    assert index.over == ["d"]
+    assert index.over == [("d", True, None)]
+
+
+def ended(end: RequestEnd, *, api: Api = Api.CHAT, body: dict[str, object] | None = None, profiles: int = 1) -> tuple[bool, Usage | None]:
+    """What the index is told when a decision for the first endpoint ends like this."""
+    index = Index([0, 0, 0])
+    results = {name: ProfileResult(name, FLEET, [], [], [FLEET[i]]) for i, name in enumerate(("default", "prefill")[:profiles])}
+    request = InferenceRequest(api, "/", "m", body, 1)
+    producer(index).ended(Decision(DecisionId("d"), "r", results["default"], results, request, None), end)
+    return index.over[0][1:]
+
+
+def an_end(**fields: Any) -> RequestEnd:
+    return RequestEnd(DecisionId("d"), **{"cause": EndCause.FINISHED, "status": 200, **fields})
+
+
+@pytest.mark.parametrize(
+    ("end", "served"),
+    [
+        (an_end(), True),
+        (an_end(status=None), True),
+        (an_end(served=FLEET[0].host_port), True),
+        (an_end(served=FLEET[1].host_port), False),
+        (an_end(status=503), False),
+        (an_end(cause=EndCause.CLIENT_GONE), False),
+        (an_end(cause=EndCause.AGED_OUT, status=None), False),
+    ],
+    ids=["200", "nobody told", "there", "elsewhere", "refused", "client gone", "aged out"],
+)
+def test_what_an_endpoint_answered_is_told_apart(end: RequestEnd, served: bool) -> None:  # noqa: FBT001  # a parameter of the test
+    """Only then it can be asked what it stored and found."""
+    assert ended(end)[0] is served
+
+
+USAGE = Usage(prompt_tokens=50, completion_tokens=1, cached_tokens=32)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({}, Usage(prompt_tokens=50, cached_tokens=32)),
+        ({"api": Api.COMPLETIONS, "body": {"echo": True}}, Usage(prompt_tokens=50, cached_tokens=32)),
+        ({"api": Api.COMPLETIONS, "body": {"echo": True, "logprobs": 0}}, Usage(prompt_tokens=50)),
+        ({"body": {"prompt_logprobs": 0}}, Usage(prompt_tokens=50)),
+        ({"api": Api.MESSAGES}, Usage(cached_tokens=32)),
+        ({"api": Api.RESPONSES}, Usage(cached_tokens=32)),
+        ({"profiles": 2}, None),
+    ],
+    ids=["chat", "echo", "echo and logprobs", "prompt_logprobs", "Anthropic", "Responses", "prefilled elsewhere"],
+)
+def test_only_numbers_that_can_be_compared_are_told(options: dict[str, Any], said: Usage | None) -> None:
+    """The others mean something else than what was foreseen."""
+    assert ended(an_end(usage=USAGE), **options) == (True, said)

@@ -52,7 +52,9 @@ def test_a_real_page() -> None:
     """What vLLM 0.32 said after the recorded requests."""
     metrics, missing = read(PAGES["requests"])
     assert missing == []
-    assert metrics == EndpointMetrics(block_size=32, num_blocks=32768, max_loras=1, prefix_queries=8031.0, updated_at=5.0)
+    assert metrics == EndpointMetrics(
+        block_size=32, num_blocks=32768, max_loras=1, prefix_queries=8031.0, prefix_hits=2976.0, updated_at=5.0
+    )
 
 
 def test_a_sleeping_engine_says_so() -> None:
