@@ -201,6 +201,8 @@ def _tools(body: Fields, *, exclude_when_choice_none: bool) -> list[Fields] | No
     tools, choice = body.get("tools", []), body.get("tool_choice", "auto")
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
         raise refused("tools must be a list of objects")
+    if not (isinstance(choice, dict) or choice in ("none", "auto", "required")):
+        raise refused("tool_choice must be none, auto, required, or name a tool")
     named = isinstance(choice, dict) and choice.get("type") in ("function", "custom")
     if not tools and (choice == "required" or named):
         raise refused("tool_choice without tools")
