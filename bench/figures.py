@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from bench.records import CHUNKS, LONG, SHORT, Goal, Results, Row, Spread, Work
+from bench.records import CHUNKS, LONG, SHORT, UNDER_LOAD, Goal, Results, Row, Spread, Work
 from epp.testing.bootstrap import Responses
 
 FAST = "epp fast"
@@ -58,7 +58,7 @@ def _is_yardstick(row: Row) -> bool:
 
 
 def goals(results: Results) -> list[Goal]:
-    """Those of issue 4; one whose rows were not measured is not among them."""
+    """Those of the budgets that hold on any machine; one whose rows were not measured is not among them."""
     found = [
         Goal("fast transport, everything but the decision, 5 KB: epp's CPU over Envoy's", 0.5, row.ratio.median)
         for row in results.requests
@@ -71,4 +71,7 @@ def goals(results: Results) -> list[Goal]:
             found.append(Goal(text, 0.15, cost.picker_cpu.median / request))
         elif cost.picker == FAST and cost.responses == Responses.ACCESS_LOG.value:
             found.append(Goal("our default mode: ext_proc messages for one more chunk of an answer", 0.0, cost.messages))
+    for what, held in results.held.items():
+        if what.startswith("epp ") and what.endswith(UNDER_LOAD):
+            found.append(Goal(f"MB resident, {what}", 300.0, held / 1e6))
     return found

@@ -16,7 +16,7 @@ event loop; `now` is injected. Cost: a lookup for each block an endpoint stores 
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from itertools import islice
 from typing import Final
@@ -27,8 +27,11 @@ from epp.kvcache.keys import TOKEN_BYTES, Extras
 
 # After the end of its answer nothing is stored for a request any more, but its last events may still be on their way.
 SETTLE_S: Final = 2.0
-# Predictions watched at a time; those beyond settle unseen. Each holds the keys of its prompt.
+# Predictions watched at a time, and what they may hold of prompts whose prefill has not been seen to end: requests beyond
+# are not watched.
 MAX_OPEN: Final = 10_000
+MAX_BYTES: Final = 32 << 20
+_KEY_BYTES: Final = 40
 # A chain that shares so many tokens with a prompt is about this prompt (spec/kv.md 8).
 LEADING_TOKENS: Final = 16
 # Predictions that one chain nobody expected is compared with; the oldest, because engines take requests in order.
@@ -82,6 +85,11 @@ class Prompt:
     """Of its first blocks."""
     cached: int
     """Leading blocks that events confirmed at the endpoint."""
+
+    @property
+    def bytes(self) -> int:
+        """What it holds."""
+        return len(self.packed) + len(self.chain) * _KEY_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +182,8 @@ class Predictions:
         self._open: dict[DecisionId, _Prediction] = {}
         self._due: deque[tuple[float, _Prediction]] = deque()
         """Those whose answer has ended, in order."""
+        self._bytes = 0
+        """What the prompts of all hold."""
 
     def __len__(self) -> int:
         return len(self._open)
@@ -185,11 +195,14 @@ class Predictions:
 
     def add(self, decision_id: DecisionId, endpoint: EndpointId, model: str, prompt: Prompt) -> None:
         """A request goes to an endpoint. A prompt without a full block predicts nothing."""
-        if not prompt.chain or len(self._open) >= MAX_OPEN:
+        if not prompt.chain or len(self._open) >= MAX_OPEN or self._bytes + prompt.bytes > MAX_BYTES:
             return
+        self._bytes += prompt.bytes
         prediction = self._open[decision_id] = _Prediction(decision_id, endpoint, model, prompt, self._now(), prompt.cached)
         if prompt.cached < len(prompt.chain):
             self._pods.setdefault(endpoint, _Pod()).add(prediction)
+        else:
+            self._release(prediction)
 
     def stored(self, endpoint: EndpointId, parent: BlockKey, event: BlockStored, keys: Sequence[BlockKey]) -> None:
         """The endpoint stored these blocks, whose keys are ours of what the event says, after `parent`."""
@@ -241,7 +254,9 @@ class Predictions:
         """The endpoint restarted, cleared its cache or is gone: nothing that was expected of it can be told any more."""
         self._pods.pop(endpoint, None)
         for decision_id in [prediction.decision_id for prediction in self._open.values() if prediction.endpoint == endpoint]:
-            self._settled(Settled(endpoint, self._open.pop(decision_id).model, Verdict.UNSEEN))
+            prediction = self._open.pop(decision_id)
+            self._bytes -= prediction.prompt.bytes
+            self._settled(Settled(endpoint, prediction.model, Verdict.UNSEEN))
         for _, prediction in self._due:
             if prediction.endpoint == endpoint:
                 prediction.divergence, prediction.contradicted = None, False
@@ -253,6 +268,7 @@ class Predictions:
             pod = self._pods.get(prediction.endpoint)
             if pod is not None and prediction.next < len(prediction.prompt.chain):
                 pod.discard(prediction)
+            self._bytes -= prediction.prompt.bytes
             verdict = prediction.verdict
             divergence = prediction.divergence if verdict is Verdict.CONTRADICTED else None
             self._settled(Settled(prediction.endpoint, prediction.model, verdict, divergence))
@@ -267,10 +283,17 @@ class Predictions:
         prediction.next = position
         if position < len(chain):
             pod.add(prediction)
-        elif prediction.decision_id in self._open:
-            now = self._now()
-            self._prefill_ended(prediction.decision_id, prediction.endpoint, now, now - prediction.opened_at)
+        else:
+            self._release(prediction)
+            if prediction.decision_id in self._open:
+                now = self._now()
+                self._prefill_ended(prediction.decision_id, prediction.endpoint, now, now - prediction.opened_at)
         return at
+
+    def _release(self, prediction: _Prediction) -> None:
+        """All its blocks were seen: nothing is compared with its prompt any more."""
+        self._bytes -= prediction.prompt.bytes
+        prediction.prompt = replace(prediction.prompt, chain=(), packed=b"", cached=0)
 
 
 def _note(prediction: _Prediction, divergence: Divergence | None) -> None:
