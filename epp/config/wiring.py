@@ -9,14 +9,11 @@ from epp.config.effective import Plugin, ProfileConfig, ProfilePlugin, SourceCon
 from epp.config.known import TYPES
 from epp.config.nodes import NOWHERE
 from epp.plugins.datalayer import core_metrics_extractor, endpoint_notification_source, metrics_data_source
-from epp.plugins.parsers import anthropic, openai, passthrough, vllmhttp
 from epp.plugins.pickers import max_score
 from epp.plugins.producers.precise_prefix_cache import PrecisePrefixCacheParams
 from epp.plugins.profile_handlers import single
+from epp.requests import DEFAULT_PARSERS
 from epp.scheduling.registry import PROFILE_ROLES, Role
-
-# llm-d's list is longer by anthropic-parser and vllmhttp-parser, which are not built.
-DEFAULT_PARSERS = (openai.TYPE, anthropic.TYPE, vllmhttp.TYPE, passthrough.TYPE)
 
 # Which extractors a source can feed.
 FEEDS = {Role.METRICS_SOURCE: Role.METRICS_EXTRACTOR, Role.ENDPOINT_SOURCE: Role.ENDPOINT_EXTRACTOR}

@@ -156,7 +156,11 @@ def _first_text(content: object) -> str:
     if not parts or not all(isinstance(part, dict) for part in parts):
         raise refused("the content of an assistant's message must be a text or a list of parts")
     kind = parts[0].get("type")
-    if kind not in ("output_text", "input_text") or any(part.get("type") != kind for part in parts) or not all(isinstance(part.get("text"), str) for part in parts):
+    if (
+        kind not in ("output_text", "input_text")
+        or any(part.get("type") != kind for part in parts)
+        or not all(isinstance(part.get("text"), str) for part in parts)
+    ):
         raise NoTokensError(Reason.UNSUPPORTED, "an assistant's message of other parts than texts")
     return str(parts[0]["text"])
 

@@ -37,8 +37,17 @@ WORDS = (
     *("reasoning", "custom", "namespace", "tool_use", "tool_result", "tool_addition", "tool_removal", "tool_definition", "tool_reference"),
     *("image_url", "auto", "none", "required", "enabled", "in_progress", "summary_text", "reasoning_text", "web_search", "{}", "", "\x00"),
 )
-LEAVES = st.none() | st.booleans() | st.integers(-2, 3) | st.just(1 << 70) | st.floats(allow_nan=False, allow_infinity=False) | st.sampled_from(WORDS)
-VALUES = st.recursive(LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS), inner, max_size=5), max_leaves=12)
+LEAVES = (
+    st.none()
+    | st.booleans()
+    | st.integers(-2, 3)
+    | st.just(1 << 70)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.sampled_from(WORDS)
+)
+VALUES = st.recursive(
+    LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS), inner, max_size=5), max_leaves=12
+)
 PATHS = {
     "/v1/chat/completions": "messages",
     "/v1/completions": "prompt",
@@ -91,7 +100,9 @@ async def tokens(path: str, body: bytes, template: str = TEMPLATE) -> TokenizedR
 
 
 @settings(max_examples=600)
-@given(st.sampled_from(sorted(PATHS)), VALUES, st.dictionaries(st.sampled_from(KEYS), VALUES, max_size=4), st.sampled_from((TEMPLATE, PARTS)))
+@given(
+    st.sampled_from(sorted(PATHS)), VALUES, st.dictionaries(st.sampled_from(KEYS), VALUES, max_size=4), st.sampled_from((TEMPLATE, PARTS))
+)
 def test_no_body_finds_a_bug(path: str, prompt: object, more: dict[str, object], template: str) -> None:
     """Any JSON in any place: tokens, or a reason that is not our fault."""
     body = {"max_tokens": 5, "sampling_params": {}, **more, PATHS[path]: prompt, "model": "m"}
