@@ -19,3 +19,6 @@ SGLANG = _parser("sglanghttp-parser")
 VLLM_GRPC = _parser("vllmgrpc-parser")
 VERTEX_AI = _parser("vertexai-parser")
 PASSTHROUGH = _parser("passthrough-parser")
+
+DEFAULTS = (OPENAI, ANTHROPIC, VLLM_HTTP, PASSTHROUGH)
+"""Where a configuration names none (spec/protocol.md 2.3.12)."""

@@ -5,7 +5,8 @@ from importlib.metadata import EntryPoint
 import pytest
 
 from epp.errors import ConfigError
-from epp.requests import PARSER_TYPES
+from epp.plugins.parsers import DEFAULTS
+from epp.requests import DEFAULT_PARSERS, PARSER_TYPES
 from epp.scheduling import registry
 from epp.scheduling.registry import GROUP, Role
 
@@ -51,3 +52,4 @@ def test_every_parser_that_reads_requests_can_be_configured() -> None:
     """Types are named twice, where they claim paths and where they are offered: the two lists are one."""
     offered = {name for name, type_ in registry.load().items() if Role.PARSER in type_.roles}
     assert offered == set(PARSER_TYPES)
+    assert tuple(type_.name for type_ in DEFAULTS) == DEFAULT_PARSERS
