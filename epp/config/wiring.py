@@ -9,14 +9,11 @@ from epp.config.effective import Plugin, ProfileConfig, ProfilePlugin, SourceCon
 from epp.config.known import TYPES
 from epp.config.nodes import NOWHERE
 from epp.plugins.datalayer import core_metrics_extractor, endpoint_notification_source, metrics_data_source
-from epp.plugins.parsers import anthropic, openai, passthrough, vllmhttp
+from epp.plugins.parsers import DEFAULTS
 from epp.plugins.pickers import max_score
 from epp.plugins.producers.precise_prefix_cache import PrecisePrefixCacheParams
 from epp.plugins.profile_handlers import single
 from epp.scheduling.registry import PROFILE_ROLES, Role
-
-# llm-d's list is longer by anthropic-parser and vllmhttp-parser, which are not built.
-DEFAULT_PARSERS = (openai.TYPE, anthropic.TYPE, vllmhttp.TYPE, passthrough.TYPE)
 
 # Which extractors a source can feed.
 FEEDS = {Role.METRICS_SOURCE: Role.METRICS_EXTRACTOR, Role.ENDPOINT_SOURCE: Role.ENDPOINT_EXTRACTOR}
@@ -92,7 +89,7 @@ def parsers(draft: Draft, document: Document) -> tuple[str, ...]:
         draft.warn(document.parser.place, used)
         refs = refs or (document.parser,)
     if not refs:
-        return tuple(plugin.type.name for type_ in DEFAULT_PARSERS if (plugin := draft.ensure(type_)) is not None)
+        return tuple(plugin.type.name for type_ in DEFAULTS if (plugin := draft.ensure(type_.name)) is not None)
     found = [plugin.type.name for ref in refs if (plugin := _parser(draft, ref)) is not None]
     return tuple(dict.fromkeys(found))
 

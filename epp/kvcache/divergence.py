@@ -15,6 +15,7 @@ from epp.kvcache.keys import TOKEN_BYTES, Extras
 
 # A chain that shares so many tokens with a prompt is about this prompt (spec/kv.md 8).
 LEADING_TOKENS: Final = 16
+_KEY_BYTES: Final = 40
 # Tokens kept of a prompt to tell where it differs.
 _KEPT_TOKENS: Final = 4096
 
@@ -62,6 +63,11 @@ class Prompt:
     """Of its first blocks."""
     cached: int
     """Leading blocks that events confirmed at the endpoint."""
+
+    @property
+    def bytes(self) -> int:
+        """What it holds."""
+        return len(self.packed) + len(self.chain) * _KEY_BYTES
 
     @property
     def tokens(self) -> int:

@@ -68,7 +68,7 @@ class _Queued:
     ttl_s: float
     decision_id: DecisionId
     endpoint: EndpointId
-    hits: Hits
+    chains: Sequence[Sequence[BlockKey]]
 
 
 class PrefixIndex:
@@ -132,7 +132,8 @@ class PrefixIndex:
             return
         predictions.add(decision_id, endpoint, model, prompt)
         if ttl_s > 0 and predictions.is_open(decision_id):
-            self._queued.append(_Queued(now + ttl_s / 2, ttl_s, decision_id, endpoint, hits))
+            chains = hits.chains(self.block_size(endpoint))
+            self._queued.append(_Queued(now + ttl_s / 2, ttl_s, decision_id, endpoint, chains))
 
     def answer_ended(self, decision_id: DecisionId, *, served: bool = True, said: Usage | None = None) -> None:
         """Nothing more will be stored for this request. `served`: its endpoint answered it; `said`: what of its usage can be compared."""
@@ -216,7 +217,8 @@ class PrefixIndex:
         while self._queued and self._queued[0].at <= now:
             queued = self._queued.popleft()
             if self._predictions is not None and self._predictions.is_open(queued.decision_id):
-                self.speculate(queued.hits, queued.endpoint, now + queued.ttl_s)
+                for chain in queued.chains:
+                    self._speculations.add(queued.endpoint, chain, now + queued.ttl_s)
                 self._queued.append(replace(queued, at=now + queued.ttl_s / 2))
 
     # --- matching --------------------------------------------------------------------------------------------

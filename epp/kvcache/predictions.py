@@ -17,7 +17,7 @@ event loop; `now` is injected. Cost: a lookup for each block an endpoint stores 
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from itertools import islice
 from typing import Final, Protocol
@@ -28,8 +28,10 @@ from epp.kvcache.events import BlockStored
 
 # After the end of its answer nothing is stored for a request any more, but its last events may still be on their way.
 SETTLE_S: Final = 2.0
-# Predictions watched at a time; those beyond settle unseen. Each holds the keys of its prompt.
+# Predictions watched at a time, and what they may hold of prompts whose prefill has not been seen to end: requests beyond
+# are not watched.
 MAX_OPEN: Final = 10_000
+MAX_BYTES: Final = 32 << 20
 # Predictions that one chain nobody expected is compared with; the oldest, because engines take requests in order.
 _COMPARED: Final = 16
 
@@ -115,6 +117,12 @@ class _Prediction:
     endpoint: EndpointId
     model: str
     prompt: Prompt
+    """Empty once all its blocks were seen (`release`)."""
+    tokens: int
+    hit_tokens: int
+    """Those it is taken to find."""
+    ends: tuple[BlockKey, ...]
+    """The first and the last block it is taken to find; one or none where there are no two."""
     opened_at: float
     next: int
     """The block expected next; that after the last one where nothing is."""
@@ -128,12 +136,6 @@ class _Prediction:
     first_again: bool = False
     again: bool = False
     """The first block, and the last it was taken to find, were stored again."""
-
-    @property
-    def ends(self) -> tuple[BlockKey, ...]:
-        """The first and the last block it is taken to find; one or none where there are no two."""
-        chain, found = self.prompt.chain, self.prompt.found
-        return () if not found else (chain[0],) if found == 1 else (chain[0], chain[found - 1])
 
     @property
     def verdict(self) -> Verdict:
@@ -221,6 +223,8 @@ class Predictions:
         """Those whose answer has ended, in order."""
         self._heard: dict[EndpointId, int] = {}
         """Events with blocks of each endpoint."""
+        self._bytes = 0
+        """What the prompts of all hold."""
 
     def __len__(self) -> int:
         return len(self._open)
@@ -232,15 +236,21 @@ class Predictions:
 
     def add(self, decision_id: DecisionId, endpoint: EndpointId, model: str, prompt: Prompt) -> None:
         """A request goes to an endpoint. A prompt without a full block predicts nothing."""
-        if not prompt.chain or len(self._open) >= MAX_OPEN:
+        if not prompt.chain or len(self._open) >= MAX_OPEN or self._bytes + prompt.bytes > MAX_BYTES:
             return
+        chain, found = prompt.chain, prompt.found
+        ends = () if not found else (chain[0],) if found == 1 else (chain[0], chain[found - 1])
         prediction = self._open[decision_id] = _Prediction(
-            decision_id, endpoint, model, prompt, self._now(), prompt.cached, self._heard.get(endpoint, 0)
+            *(decision_id, endpoint, model, prompt, prompt.tokens, found * prompt.block_size, ends),
+            *(self._now(), prompt.cached, self._heard.get(endpoint, 0)),
         )
+        self._bytes += prompt.bytes
         pod = self._pods.setdefault(endpoint, _Pod())
         pod.watch(prediction)
-        if prompt.cached < len(prompt.chain):
+        if prompt.cached < len(chain):
             pod.add(prediction)
+        else:
+            self._release(prediction)
 
     def stored(self, endpoint: EndpointId, parent: BlockKey, event: BlockStored, keys: Sequence[BlockKey]) -> None:
         """The endpoint stored these blocks, whose keys are ours of what the event says, after `parent`."""
@@ -304,9 +314,15 @@ class Predictions:
         prediction.served = served
         self._due.append((now + SETTLE_S, prediction))
         if served:
-            prompt, size = prediction.prompt, prediction.prompt.block_size
+            size = prediction.prompt.block_size
             self._outcomes.answered(
-                Answered(prediction.endpoint, prediction.model, prediction.opened_at, now, prompt.tokens, prompt.found * size, size, said)
+                Answered(
+                    *(prediction.endpoint, prediction.model, prediction.opened_at, now),
+                    prediction.tokens,
+                    prediction.hit_tokens,
+                    size,
+                    said,
+                )
             )
 
     def forget(self, endpoint: EndpointId) -> None:
@@ -314,10 +330,13 @@ class Predictions:
         self._pods.pop(endpoint, None)
         self._heard.pop(endpoint, None)
         for decision_id in [prediction.decision_id for prediction in self._open.values() if prediction.endpoint == endpoint]:
-            self._outcomes.settled(Settled(endpoint, self._open.pop(decision_id).model, Verdict.UNSEEN))
+            prediction = self._open.pop(decision_id)
+            self._bytes -= prediction.prompt.bytes
+            self._outcomes.settled(Settled(endpoint, prediction.model, Verdict.UNSEEN))
         kept: deque[tuple[float, _Prediction]] = deque()
         for due in self._due:
             if due[1].endpoint == endpoint:
+                self._bytes -= due[1].prompt.bytes
                 verdict = Verdict.UNSEEN if due[1].verdict is Verdict.CONTRADICTED else due[1].verdict
                 self._outcomes.settled(Settled(endpoint, due[1].model, verdict))
             else:
@@ -337,6 +356,7 @@ class Predictions:
                     pod.discard(prediction)
                 if not (pod.expecting or pod.found):
                     del self._pods[endpoint]
+            self._bytes -= prediction.prompt.bytes
             divergence = prediction.divergence if verdict is Verdict.CONTRADICTED else None
             if prediction.again:
                 divergence = Divergence(Cause.INDEX, 0)
@@ -353,12 +373,19 @@ class Predictions:
         prediction.next = position
         if position < len(chain):
             pod.add(prediction)
-        elif prediction.decision_id in self._open:
+            return at
+        self._release(prediction)
+        if prediction.decision_id in self._open:
             now = self._now()
             self._prefill_ended(
                 PrefillEnded(prediction.decision_id, prediction.endpoint, prediction.model, now, now - prediction.opened_at)
             )
         return at
+
+    def _release(self, prediction: _Prediction) -> None:
+        """All its blocks were seen: nothing is compared with its prompt any more."""
+        self._bytes -= prediction.prompt.bytes
+        prediction.prompt = replace(prediction.prompt, chain=(), packed=b"", cached=0)
 
 
 def _note(prediction: _Prediction, divergence: Divergence | None) -> None:

@@ -10,8 +10,12 @@ Expired entries count as absent at once; `sweep` frees their memory. Used by `in
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Sequence
+from typing import Final
 
 from epp.domain import BlockKey, EndpointId
+
+MAX_BLOCKS: Final = 200_000
+"""Blocks remembered, each as often as it was added: 25 MB, or two seconds of 1.6 million prompt tokens each. The oldest go first."""
 
 _EXPIRED = float("-inf")
 
@@ -19,10 +23,13 @@ _EXPIRED = float("-inf")
 class Speculations:
     """Speculative blocks of all endpoints."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_blocks: int = MAX_BLOCKS) -> None:
+        self._max_blocks = max_blocks
         self._until: dict[EndpointId, dict[BlockKey, float]] = {}
         self._added: deque[tuple[float, EndpointId, Sequence[BlockKey]]] = deque()
         """In order of arrival, which is the order of expiry as long as the TTL is constant."""
+        self._blocks = 0
+        """Blocks of all that is in `_added`."""
 
     def add(self, endpoint: EndpointId, chain: Sequence[BlockKey], until: float) -> None:
         """All blocks of a prompt, first to last."""
@@ -33,6 +40,9 @@ class Speculations:
             if entries.get(key, _EXPIRED) < until:
                 entries[key] = until
         self._added.append((until, endpoint, chain))
+        self._blocks += len(chain)
+        while self._blocks > self._max_blocks:
+            self._free_oldest()
 
     def prefix(self, endpoint: EndpointId, chain: Sequence[BlockKey], now: float) -> int:
         """How many leading blocks of the chain are speculated for the endpoint and not expired."""
@@ -49,12 +59,17 @@ class Speculations:
         """Free what has expired, about `limit` blocks at most; returns how many blocks were looked at."""
         seen = 0
         while self._added and self._added[0][0] <= now and seen < limit:
-            _, endpoint, chain = self._added.popleft()
-            seen += len(chain)
-            entries = self._until.get(endpoint, {})
-            for key in chain:
-                if entries.get(key, now + 1) <= now:
-                    del entries[key]
-            if not entries:
-                self._until.pop(endpoint, None)
+            seen += self._free_oldest()
         return seen
+
+    def _free_oldest(self) -> int:
+        """Forget the oldest chain, but for what a later one moved on; returns its length."""
+        until, endpoint, chain = self._added.popleft()
+        self._blocks -= len(chain)
+        entries = self._until.get(endpoint, {})
+        for key in chain:
+            if entries.get(key, until + 1) <= until:
+                del entries[key]
+        if not entries:
+            self._until.pop(endpoint, None)
+        return len(chain)

@@ -168,7 +168,7 @@ class Director:
         answer = AnswerSeen(decision, self._reporter, self._now, picking.since)
         self._open.add(OpenDecision(decision, answer, picking.since, picking.attributes))
         self._reporter.decided(decision)
-        return Route(
+        route = Route(
             decision.destination,
             decision.id,
             body=picking.forwarded,
@@ -179,6 +179,8 @@ class Director:
             stream=None if request is None or request.body is None else request.stream,
             skip_response=request is not None and request.skip_response,
         )
+        decision.forget_prompts()
+        return route
 
     def _failed(self, picking: _Picking) -> InternalError:
         """What the client is told of a bug."""

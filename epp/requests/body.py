@@ -54,4 +54,9 @@ def _decode_tolerantly(body: bytes, refusal: str) -> Body:
         raise BadRequestError(f"error unmarshaling request bodyMap: {error}") from None
     if not isinstance(value, dict):
         raise BadRequestError("error unmarshaling request bodyMap: the body must be a JSON object")
-    return Body(value, refusal)
+    return Body({key: _speakable(member) for key, member in value.items()}, refusal)
+
+
+def _speakable(member: object) -> object:
+    """A text without half surrogate pairs, which neither a page of metrics nor a log can hold: a model's name becomes a label there."""
+    return member.encode(errors="replace").decode() if isinstance(member, str) else member

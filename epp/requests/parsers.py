@@ -96,7 +96,7 @@ class RequestParsers:
         try:
             decoded = shape.read(body)
         except BadRequestError:
-            if not headers.get("content-type", "").startswith("multipart/"):
+            if not headers.get("content-type", "").lower().startswith("multipart/"):
                 raise
             return InferenceRequest(Api.OPAQUE, path, "", None, len(body))  # a form with files, which no parser reads
         fields = decoded.fields

@@ -184,7 +184,7 @@ class EndObserver(Protocol):
     name: str
 
     def ended(self, decision: Decision, end: RequestEnd) -> None:
-        """Give back what `decided` took."""
+        """Give back what `decided` took. The body and the token ids of the request are gone by now (`Decision.forget_prompts`)."""
 
 
 @runtime_checkable

@@ -34,6 +34,8 @@ class Reason(StrEnum):
     """The prompt is cut to the engine's context length, which nobody configured."""
     RENDER_UNAVAILABLE = "render_unavailable"
     ESTIMATE = "estimate"
+    INTERNAL_ERROR = "internal_error"
+    """A bug of ours; the log has its trace."""
 
 
 class NoTokensError(EppError):

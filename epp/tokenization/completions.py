@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from epp.domain import TokenIds
 from epp.tokenization.absent import NoTokensError, Reason, refused
 from epp.tokenization.encoder import Encoder
-from epp.tokenization.lax import as_int, bool_field, int_field
+from epp.tokenization.lax import as_int, bool_field, int_field, object_field
 from epp.tokenization.limits import limits_of
 
 
@@ -19,14 +19,23 @@ def completion_prompts(body: Mapping[str, object], encoder: Encoder, max_model_l
     if body.get("suffix") is not None:
         raise refused("suffix needs a model that fills in the middle")
     add_special_tokens = bool_field(body, "add_special_tokens", default=True)
-    # A missing limit means 16 tokens, an explicit null too (the model's default).
-    limits = limits_of(body, lambda: 16 if (limit := int_field(body, "max_tokens")) is None else limit, max_model_len)
+    object_field(body, "kv_transfer_params")
+    limits = limits_of(body, lambda: _max_output(body), max_model_len)
     return [
         limits.encode(encoder, prompt, add_special_tokens=add_special_tokens)
         if isinstance(prompt, str)
         else checked_ids(limits.cut(prompt), encoder)
         for prompt in prompts_of(body.get("prompt"))
     ]
+
+
+def _max_output(body: Mapping[str, object]) -> int | None:
+    """Tokens to generate; None: none at all, which may be asked for where the prompt is echoed."""
+    limit = int_field(body, "max_tokens")
+    echoes = body.get("echo") is not None and bool_field(body, "echo", default=False)
+    if limit is None:
+        return 16  # the model's default, for an explicit null too
+    return None if echoes and limit == 0 else limit
 
 
 def prompts_of(prompt: object) -> Sequence[str | list[int]]:

@@ -68,14 +68,16 @@ def limits_of(body: Mapping[str, object], max_output: Callable[[], int | None], 
     """
     keep = int_field(body, "truncate_prompt_tokens")
     side = choice_field(body, "truncation_side", ("left", "right"))
-    output = max_output() or 0
+    output = max_output()
+    if output is not None and output < 1:
+        raise refused("less than one token to generate")
     if keep is not None and keep < -1:
         raise refused("truncate_prompt_tokens must be at least -1")
     if max_model_len is None:
         if keep == -1:
             raise NoTokensError(Reason.MAX_MODEL_LEN_UNKNOWN, "truncate_prompt_tokens -1 needs maxModelLen in the local parameters")
         return Limits(keep, side, None)
-    if output > max_model_len:
+    if output is not None and output > max_model_len:
         raise refused(f"more than {max_model_len} tokens to generate")
     if keep is not None and keep > max_model_len:
         raise refused(f"truncate_prompt_tokens is greater than {max_model_len}")

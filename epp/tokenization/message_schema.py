@@ -209,6 +209,8 @@ def check_typed_parts(content: object, role: str) -> None:
         return
     for part in content:
         kind = part.get("type") if isinstance(part, dict) else None
+        if not isinstance(kind, str):
+            raise refused(f"a message of role {role!r} has a content part without a type")
         if role == "user" and kind in _TYPED_MEDIA:
             continue
         if kind not in _TYPED_PARTS.get(role, ()) or not isinstance(part.get(kind), str):

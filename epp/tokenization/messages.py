@@ -225,7 +225,7 @@ def _with_parsed_arguments(call: Fields) -> dict[str, object]:
             arguments = json.loads(text)
         except json.JSONDecodeError:
             pass
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             raise refused(f"tool call arguments: {error}") from None
     return {**call, "function": {**function, "arguments": arguments if isinstance(arguments, dict) else {}}}
 

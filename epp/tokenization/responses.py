@@ -155,8 +155,12 @@ def _first_text(content: object) -> str:
     parts = content if isinstance(content, list) else None
     if not parts or not all(isinstance(part, dict) for part in parts):
         raise refused("the content of an assistant's message must be a text or a list of parts")
-    kinds = {part.get("type") for part in parts}
-    if kinds not in ({"output_text"}, {"input_text"}) or not all(isinstance(part.get("text"), str) for part in parts):
+    kind = parts[0].get("type")
+    if (
+        kind not in ("output_text", "input_text")
+        or any(part.get("type") != kind for part in parts)
+        or not all(isinstance(part.get("text"), str) for part in parts)
+    ):
         raise NoTokensError(Reason.UNSUPPORTED, "an assistant's message of other parts than texts")
     return str(parts[0]["text"])
 
@@ -201,6 +205,8 @@ def _tools(body: Fields, *, exclude_when_choice_none: bool) -> list[Fields] | No
     tools, choice = body.get("tools", []), body.get("tool_choice", "auto")
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
         raise refused("tools must be a list of objects")
+    if not (isinstance(choice, dict) or choice in ("none", "auto", "required")):
+        raise refused("tool_choice must be none, auto, required, or name a tool")
     named = isinstance(choice, dict) and choice.get("type") in ("function", "custom")
     if not tools and (choice == "required" or named):
         raise refused("tool_choice without tools")
@@ -242,15 +248,15 @@ def _function(tool: Fields, name: str) -> Fields:
 
 def _check_named(name: object, tools: list[Fields]) -> None:
     """The choice must name one tool: by its full name, or by one that is in one namespace only."""
-    full: set[object] = set()
+    full: list[object] = []
     local: list[object] = []
     for tool in tools:
         if tool.get("type") == "namespace":
             members = tool.get("tools")
             names = [member.get("name") for member in members if isinstance(member, dict)] if isinstance(members, list) else []
-            full.update(f"{tool.get('name')}__{member}" for member in names)
+            full += (f"{tool.get('name')}__{member}" for member in names)
             local += names
         else:
-            full.add(tool.get("name"))
+            full.append(tool.get("name"))
     if not name or (name not in full and local.count(name) != 1):
         raise refused("tool_choice must name exactly one of the tools")

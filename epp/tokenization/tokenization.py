@@ -5,6 +5,7 @@ with its reason. Started by the application; `tokenize` is called by the directo
 """
 
 import logging
+import traceback
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
 
@@ -37,6 +38,7 @@ class Tokenization:
         self.failed: str | None = None
         """Why there will be no tokens from this backend; final."""
         self._loaded = False
+        self._bugs: set[str] = set()
 
     async def start(self) -> None:
         """Load the backend. A failure is logged and kept, and ends nothing: requests are routed without tokens."""
@@ -56,9 +58,30 @@ class Tokenization:
         try:
             lora = self._lora(request)
             prompts = self._backend.prompts(request)
-        except NoTokensError as error:
-            return _absent(error)
-        return _tokenized(prompts, lora, request) if isinstance(prompts, Prompts) else _tokenize_later(prompts, lora, request)
+        except Exception as error:  # noqa: BLE001 - a bug here must not cost the request more than its tokens
+            return self._absent(error)
+        return _tokenized(prompts, lora, request) if isinstance(prompts, Prompts) else self._tokenize_later(prompts, lora, request)
+
+    async def _tokenize_later(self, prompts: Awaitable[Prompts], lora: str | None, request: InferenceRequest) -> TokenizedRequest:
+        try:
+            return _tokenized(await prompts, lora, request)
+        except Exception as error:  # noqa: BLE001 - as in tokenize
+            return self._absent(error)
+
+    def _absent(self, error: Exception) -> TokenizedRequest:
+        if not isinstance(error, NoTokensError):
+            error = self._understood(error)
+        return TokenizedRequest(TokenState.ABSENT, reason=error.reason.value, detail=error.detail)
+
+    def _understood(self, error: Exception) -> NoTokensError:
+        """The reason for what nobody turned into one. Each place of a bug is logged with its trace once, however often clients find it."""
+        if isinstance(error, RecursionError):
+            return NoTokensError(Reason.UNSUPPORTED, "the body is nested too deep to be rendered")
+        at = traceback.extract_tb(error.__traceback__)[-1]
+        if (place := f"{at.filename}:{at.lineno}") not in self._bugs:
+            self._bugs.add(place)
+            _log.error("tokenizing failed: this is a bug in epp; the request goes on without tokens", exc_info=error)
+        return NoTokensError(Reason.INTERNAL_ERROR, f"{type(error).__name__}: {error}")
 
     def _lora(self, request: InferenceRequest) -> str | None:
         """The adapter the request names; None: the base model. Raises NoTokensError for requests no backend is asked about."""
@@ -86,13 +109,6 @@ class Tokenization:
         return model in ("", self._model_name)
 
 
-async def _tokenize_later(prompts: Awaitable[Prompts], lora: str | None, request: InferenceRequest) -> TokenizedRequest:
-    try:
-        return _tokenized(await prompts, lora, request)
-    except NoTokensError as error:
-        return _absent(error)
-
-
 def _tokenized(prompts: Prompts, lora: str | None, request: InferenceRequest) -> TokenizedRequest:
     partial = prompts.partial
     return TokenizedRequest(
@@ -105,7 +121,3 @@ def _tokenized(prompts: Prompts, lora: str | None, request: InferenceRequest) ->
         exact_tokens=prompts.exact,
         media=prompts.media,
     )
-
-
-def _absent(error: NoTokensError) -> TokenizedRequest:
-    return TokenizedRequest(TokenState.ABSENT, reason=error.reason.value, detail=error.detail)

@@ -2,6 +2,7 @@
 
 import pytest
 
+from epp.domain import EndCause, RequestEnd
 from epp.errors import BadRequestError, InternalError, ServiceUnavailableError
 from tests.unit.picking.rig import Rig
 
@@ -146,3 +147,17 @@ def test_a_request_without_a_body_is_not_counted_as_load() -> None:
     assert rig.ledger.in_flight == 0
     rig.close(decision, complete=True)
     assert rig.causes == ["finished"]
+
+
+def test_what_a_prompt_says_is_kept_no_longer_than_it_takes_to_choose(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Answers take minutes, and a long prompt's text and tokens are hundreds of KB: only the decision waits for the end."""
+    rig, decided, ended = Rig("10.0.0.1", real_parser=True), [], []
+    monkeypatch.setattr(rig.recorder, "decided", lambda decision: decided.append(decision.request.body["prompt"]))
+    monkeypatch.setattr(rig.recorder, "ended", lambda decision, end: ended.append((decision, end)))
+
+    route = rig.route(b'{"model": "m", "prompt": "long", "stream": true}')
+    rig.director.ended(RequestEnd(route.decision_id, EndCause.FINISHED))
+
+    assert (decided, route.stream) == (["long"], True)
+    [(decision, _)] = ended
+    assert (decision.request.model, decision.request.body, decision.tokens.prompts) == ("m", None, ())

@@ -203,9 +203,10 @@ def test_what_an_engine_may_accept_is_routed(path: str, oddity: bytes) -> None:
     assert request.model == "m"
 
 
-def test_a_form_on_the_path_of_an_api_is_passed_through() -> None:
-    """Files come as multipart/form-data, to which no parser has a claim whatever the path."""
-    request = parsed("/v1/images/generations", b"--x\r\n...", content_type="multipart/form-data; boundary=x")
+@pytest.mark.parametrize("content_type", ["multipart/form-data; boundary=x", "Multipart/Form-Data;boundary=x"])
+def test_a_form_on_the_path_of_an_api_is_passed_through(content_type: str) -> None:
+    """Files come as multipart/form-data, to which no parser has a claim whatever the path; media types know no case."""
+    request = parsed("/v1/images/generations", b"--x\r\n...", content_type=content_type)
     assert (request.api, request.model) == (Api.OPAQUE, "")
 
 

@@ -166,6 +166,13 @@ def test_bodies_only_a_tolerant_reader_accepts_are_routed_by_model(text: bytes) 
     assert request.unreadable
 
 
+@pytest.mark.parametrize("name", ["model", "cache_salt"])
+def test_half_a_surrogate_pair_in_a_name_reaches_no_page_of_metrics(name: str) -> None:
+    """A model's name becomes a label and a line of the decision log: both are UTF-8, so one such request ended every later scrape."""
+    request = PARSERS.parse({":path": "/v1/completions"}, b'{"model":"m","prompt":"p","%s":"a\\ud800"}' % name.encode())
+    assert getattr(request, name) == "a?"
+
+
 @pytest.mark.parametrize("text", [b'{"prompt":"\\ud800"}', f'{{"prompt":"p","x":{DEEP}}}'.encode(), b'{"model":"m","prompt":NaN}'])
 def test_tolerance_ends_where_the_request_itself_is_at_fault(text: bytes) -> None:
     """No model, or a number as prompt, is refused whatever else is odd about the body."""

@@ -5,8 +5,10 @@ from importlib.metadata import EntryPoint
 import pytest
 
 from epp.errors import ConfigError
+from epp.plugins.parsers import DEFAULTS
+from epp.requests import DEFAULT_PARSERS, PARSER_TYPES
 from epp.scheduling import registry
-from epp.scheduling.registry import GROUP
+from epp.scheduling.registry import GROUP, Role
 
 SHIPPED = """
 active-request-scorer core-metrics-extractor decode-filter endpoint-notification-source file-discovery inflight-load-producer
@@ -44,3 +46,10 @@ def test_a_registry_made_by_hand_refuses_doubles_too() -> None:
     types = list(registry.load().values())
     with pytest.raises(ConfigError, match="is offered twice"):
         registry.Registry([*types, types[0]])
+
+
+def test_every_parser_that_reads_requests_can_be_configured() -> None:
+    """Types are named twice, where they claim paths and where they are offered: the two lists are one."""
+    offered = {name for name, type_ in registry.load().items() if Role.PARSER in type_.roles}
+    assert offered == set(PARSER_TYPES)
+    assert tuple(type_.name for type_ in DEFAULTS) == DEFAULT_PARSERS

@@ -66,7 +66,7 @@ def test_cutting_to_the_context_holds_one_token_back_for_the_answer() -> None:
     """Minus one means the context length, less one token when the request generates any."""
     text = "x" * 50
     assert len(prompts(prompt=text, truncate_prompt_tokens=-1)[0]) == MAX_MODEL_LEN - 1
-    assert len(prompts(prompt=text, truncate_prompt_tokens=-1, max_tokens=0)[0]) == MAX_MODEL_LEN
+    assert len(prompts(prompt=text, truncate_prompt_tokens=-1, max_tokens=0, echo=True)[0]) == MAX_MODEL_LEN
 
 
 def test_very_long_texts_are_cut_by_characters_first_when_a_side_is_named() -> None:

@@ -1,1 +1,0 @@
-"""Parsers as a configuration names them; the parsing itself is epp.requests."""
