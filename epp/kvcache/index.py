@@ -109,6 +109,10 @@ class PrefixIndex:
         for chain in hits.chains(self.block_size(endpoint)):
             self._speculations.add(endpoint, chain, until)
 
+    def unspeculate(self, endpoint: EndpointId) -> None:
+        """It failed a request, and may compute nothing: what is only speculated of it counts no longer."""
+        self._speculations.forget(endpoint)
+
     def predict(self, hits: object, endpoint: EndpointId, decision_id: DecisionId, model: str, now: float, ttl_s: float) -> None:
         """A request goes to one of the endpoints that were asked for: what is stored there will be held against what was expected.
 

@@ -6,14 +6,14 @@ engine uses is the index's business. Where token ids are absent it abstains: it 
 With `speculativeIndexing` the chosen endpoint counts as holding the prompt at once, for `speculativeTTL`, so that the next
 request with this prefix follows it before the first event arrives, and longer while its prefill has not been seen to end. The
 index is told of every decision, and holds what the endpoint stores against it (epp.kvcache.predictions). Stateless: the index owns the
-blocks.
+blocks. An endpoint that fails a request counts as holding only what its events have shown.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
-from epp.domain import Decision, PrefixMatch, RequestEnd, TokenState
+from epp.domain import Decision, EndCause, PrefixMatch, RequestEnd, TokenState
 from epp.plugins.computes import computing
 from epp.plugins.producers.token import TOKENIZED_PROMPT
 from epp.scheduling.interfaces import Cycle, DataKey, PrefixHits, prefix_match_key
@@ -196,6 +196,9 @@ class PrecisePrefixCacheProducer:
         self._index.predict(hits, endpoints[-1], decision.id, "" if request is None else request.served_model, cycle.now, ttl)
 
     def ended(self, decision: Decision, end: RequestEnd) -> None:
+        if end.cause is EndCause.UPSTREAM_FAILED:
+            # Or who tries again is sent after blocks that a dead endpoint never computed, each time anew.
+            self._index.unspeculate(decision.endpoint.id)
         self._index.answer_ended(decision.id)
 
 

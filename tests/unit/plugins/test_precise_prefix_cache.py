@@ -29,6 +29,7 @@ class Index:
     tokens: list[int]
     asked: list[tuple[Sequence[EndpointId], float]] = field(default_factory=list)
     speculated: list[tuple[EndpointId, float]] = field(default_factory=list)
+    withdrawn: list[EndpointId] = field(default_factory=list)
     predicted: list[tuple[EndpointId, DecisionId, float]] = field(default_factory=list)
     over: list[DecisionId] = field(default_factory=list)
 
@@ -38,6 +39,9 @@ class Index:
 
     def speculate(self, hits: PrefixHits, endpoint: EndpointId, until: float) -> None:
         self.speculated.append((endpoint, until))
+
+    def unspeculate(self, endpoint: EndpointId) -> None:
+        self.withdrawn.append(endpoint)
 
     def predict(self, hits: PrefixHits, endpoint: EndpointId, decision_id: DecisionId, model: str, now: float, ttl_s: float) -> None:
         self.predicted.append((endpoint, decision_id, ttl_s))
@@ -133,3 +137,12 @@ def test_what_the_computing_endpoint_stores_is_held_against_the_decision(
     results = {"p": ProfileResult("p", FLEET, [], [], [FLEET[0]])}
     subject.ended(Decision(DecisionId("d"), "r", results["p"], results, None, None), RequestEnd(DecisionId("d"), EndCause.FINISHED))
     assert index.over == ["d"]
+
+
+@pytest.mark.parametrize("cause", list(EndCause))
+def test_an_endpoint_that_fails_a_request_is_expected_to_compute_nothing(cause: EndCause) -> None:
+    """Or who tries again would be sent to a dead endpoint, for a prefix it never computed."""
+    index = Index([0] * len(FLEET))
+    results = {"p": ProfileResult("p", FLEET, [], [], [FLEET[1]])}
+    producer(index).ended(Decision(DecisionId("d"), "r", results["p"], results, None, None), RequestEnd(DecisionId("d"), cause))
+    assert index.withdrawn == ([FLEET[1].id] if cause is EndCause.UPSTREAM_FAILED else [])
