@@ -369,12 +369,14 @@ class App:
     async def _learn_caches(self, kv_events: KvEventSource) -> None:
         """Replays of all endpoints, with a line now and then; not for longer than SETTLE_LIMIT_S."""
         deadline = time.monotonic() + SETTLE_LIMIT_S
-        while not kv_events.settled.is_set() and (left := deadline - time.monotonic()) > 0:
+        settled, left = False, SETTLE_LIMIT_S
+        while not settled and left > 0:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(kv_events.settled.wait(), min(left, PROGRESS_S))
+            settled, left = kv_events.settled.is_set(), deadline - time.monotonic()
             learnt = kv_events.learnt()
             logger.info("%d of %d endpoints have told what they hold: %d blocks", learnt.told, learnt.endpoints, learnt.blocks)
-        if not kv_events.settled.is_set():
+        if not settled:
             logger.warning("some endpoints have not told what they hold within %g s: ready without them", SETTLE_LIMIT_S)
         if blind := kv_events.learnt().without_replay:
             more = f" and {len(blind) - 5} more" if len(blind) > 5 else ""
