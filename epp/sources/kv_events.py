@@ -68,11 +68,13 @@ class Learnt:
     """What is known of the fleet's caches after a start."""
 
     told: int
-    """Endpoints that have told what they hold, or cannot."""
+    """Endpoints that have told what they hold, as far as they can."""
     endpoints: int
     blocks: int
+    unheard: Sequence[EndpointId]
+    """Endpoints that were not reached, or publish nothing: nothing is known of what they hold."""
     without_replay: Sequence[EndpointId]
-    """Endpoints without a replay socket: what they held before is not known."""
+    """Endpoints that were reached, without a replay socket: what they held before is not known."""
 
 
 class KvEventSource:
@@ -186,8 +188,15 @@ class KvEventSource:
         """How far the caches of the listed endpoints are known."""
         endpoints = {endpoint for endpoint, _ in self._open}
         waiting = {self._keys[token][0] for token in self._unsettled or ()}
+        heard = {endpoint for endpoint, _ in self._connected | self._named}
         blind = {key[0] for key, opened in self._open.items() if not (isinstance(at := opened.address, StreamAddress) and at.replay_port)}
-        return Learnt(len(endpoints - waiting), len(endpoints), sum(map(self._index.blocks, endpoints)), sorted(blind))
+        return Learnt(
+            told=len(heard - waiting),
+            endpoints=len(endpoints),
+            blocks=sum(map(self._index.blocks, endpoints)),
+            unheard=sorted(endpoints - heard),
+            without_replay=sorted(blind & heard),
+        )
 
     def reconcile(self, endpoint: EndpointId, metrics: EndpointMetrics) -> None:
         """What an engine's metrics say against what its events said (spec/kv.md 8, rule 6).
