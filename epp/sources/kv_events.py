@@ -68,7 +68,7 @@ class Learnt:
     """What is known of the fleet's caches after a start."""
 
     told: int
-    """Endpoints that have told what they hold, as far as they can."""
+    """Endpoints that have told what they hold."""
     endpoints: int
     blocks: int
     unheard: Sequence[EndpointId]
@@ -191,7 +191,7 @@ class KvEventSource:
         heard = {endpoint for endpoint, _ in self._connected | self._named}
         blind = {key[0] for key, opened in self._open.items() if not (isinstance(at := opened.address, StreamAddress) and at.replay_port)}
         return Learnt(
-            told=len(heard - waiting),
+            told=len(heard - waiting - blind),
             endpoints=len(endpoints),
             blocks=sum(map(self._index.blocks, endpoints)),
             unheard=sorted(endpoints - heard),

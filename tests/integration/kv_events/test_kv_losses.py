@@ -130,4 +130,4 @@ async def test_it_is_known_how_far_the_caches_are_known(rig: Rig, publish: Publi
     await rig.settled()
     await eventually(lambda: rig.source.learnt().blocks == 4)
     learnt = rig.source.learnt()
-    assert (learnt.told, learnt.endpoints, learnt.without_replay) == (2, 2, ["b"])
+    assert (learnt.told, learnt.endpoints, learnt.without_replay) == (1, 2, ["b"])
