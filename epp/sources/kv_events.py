@@ -260,7 +260,8 @@ class KvEventSource:
             if (current.address, current.serving_port) == (address, endpoint.port):
                 return
             waits = self._unsettled is not None and current.token in self._unsettled
-            self._close(key)
+            # What it said over a connection of its own does not depend on where we would connect to.
+            self._close(key, keep=key in self._named and current.serving_port == endpoint.port)
         if bad:
             self._reporter.kv_event_error(key[0], "port_label")
         token = next(self._tokens)
@@ -278,12 +279,15 @@ class KvEventSource:
         except BadPortError:
             return None, True
 
-    def _close(self, key: StreamKey) -> None:
+    def _close(self, key: StreamKey, *, keep: bool = False) -> None:
+        """End the stream; `keep`: not what is known of the engine."""
         token = self._open.pop(key).token
         del self._keys[token]
         if self._unsettled is not None:
             self._unsettled.discard(token)
         self._thread.close(token)
+        if keep:
+            return
         self._connected.discard(key)
         self._named.discard(key)
         self._distrusted.pop(key[0], None)
