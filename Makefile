@@ -49,7 +49,7 @@ $(VLLM)/.ready: tools/vllm/install.sh
 build/vllm-model/config.json: $(VLLM)/.ready tools/vllm/make_model.py
 	@HF_HUB_OFFLINE=1 $(VLLM)/bin/python tools/vllm/make_model.py build/vllm-model
 
-test-vllm: $(VENV)/.dev $(VLLM)/.ready ## token ids and refusals against a real vLLM, hundreds of generated requests (3 minutes)
+test-vllm: $(VENV)/.dev $(VLLM)/.ready ## real vLLM engines: token ids of hundreds of generated requests; fleets behind Envoy and epp through resets, eviction, kill -9 (8 minutes)
 	@VLLM_HOME=$(CURDIR)/$(VLLM) $(BIN)/pytest --timeout 400 tests/vllm
 
 demo-vllm: $(VENV)/.base build/vllm-model/config.json ## two real vLLM engines on CPU behind Envoy and epp, beside plain round robin (6 minutes)

@@ -48,6 +48,7 @@ from epp.server.service import Service
 from epp.sources.file import FileDiscovery
 from epp.sources.kv_asker import PortAsker
 from epp.sources.kv_events import KvEventSource
+from epp.sources.kv_learning import learn_caches
 from epp.sources.kv_ports import EventPorts
 from epp.sources.metrics import MetricsScraper, tls_context
 from epp.tokenization import Tokenization, Tokenizations
@@ -59,8 +60,6 @@ HOUSEKEEPING_INTERVAL_S = 1.0
 
 # Readiness waits this long for first replays: a pod that is down must not hold the picker back.
 SETTLE_LIMIT_S = 10.0
-# Between two lines about how far the caches are known.
-PROGRESS_S = 2.0
 
 # Requests that are still being picked when the server stops get this long; answers end at once.
 STOP_GRACE_S = 10.0
@@ -302,7 +301,9 @@ class App:
 
     def _make_port_asker(self) -> PortAsker:
         settings = parts.scrape_settings(self._config.metrics_source or MetricsSourceParams(), self._options)
-        return PortAsker(self._reporter, scheme=settings.scheme, tls=tls_context(settings))
+        precise = self._config.precise_prefix
+        bound = precise is not None and bool(precise.kv_events_config.zmq_endpoint)
+        return PortAsker(self._reporter, scheme=settings.scheme, tls=tls_context(settings), bound=bound)
 
     def _make_discovery(self) -> FileDiscovery:
         params = self._config.file_discovery
@@ -370,29 +371,12 @@ class App:
         if self._tokenization:
             await self._tokenization.start()
         if self._kv_events:
-            await self._learn_caches(self._kv_events)
+            await learn_caches(self._kv_events, limit_s=SETTLE_LIMIT_S)
         gc.collect()
         gc.freeze()  # what was built so far stays
         allocator.give_back()
         self._readiness.learnt = True
         logger.info("ready: %d endpoints", len(self._pool.snapshot().endpoints))
-
-    async def _learn_caches(self, kv_events: KvEventSource) -> None:
-        """Replays of all endpoints, with a line now and then; not for longer than SETTLE_LIMIT_S."""
-        deadline = time.monotonic() + SETTLE_LIMIT_S
-        while not kv_events.settled.is_set() and (left := deadline - time.monotonic()) > 0:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(kv_events.settled.wait(), min(left, PROGRESS_S))
-            if not kv_events.settled.is_set():
-                _log_progress(kv_events)
-        _log_progress(kv_events)
-        if not kv_events.settled.is_set():
-            logger.warning("some endpoints have not told what they hold within %g s: ready without them", SETTLE_LIMIT_S)
-        if blind := kv_events.learnt().without_replay:
-            more = f" and {len(blind) - 5} more" if len(blind) > 5 else ""
-            logger.warning(
-                "no replay socket: what %s%s cached before now is not known until it is stored again", ", ".join(blind[:5]), more
-            )
 
     async def _observe_pool(self) -> None:
         """The pool's averages, of endpoints whose metrics are fresh."""
@@ -417,11 +401,6 @@ def _ids() -> Callable[[], str]:
     """Unique strings at a tenth of a UUID's cost: one random number a process, then a count."""
     process, numbers = f"{random.SystemRandom().getrandbits(64):x}", itertools.count()
     return lambda: f"{process}-{next(numbers):x}"
-
-
-def _log_progress(kv_events: KvEventSource) -> None:
-    learnt = kv_events.learnt()
-    logger.info("%d of %d endpoints have told what they hold: %d blocks", learnt.told, learnt.endpoints, learnt.blocks)
 
 
 def _from_text(text: str) -> config.EffectiveConfig:

@@ -109,6 +109,10 @@ class PrefixIndex:
         for chain in hits.chains(self.block_size(endpoint)):
             self._speculations.add(endpoint, chain, until)
 
+    def unspeculate(self, endpoint: EndpointId) -> None:
+        """It failed a request, and may compute nothing: what is only speculated of it counts no longer."""
+        self._speculations.forget(endpoint)
+
     def predict(
         self,
         hits: object,

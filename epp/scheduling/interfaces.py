@@ -213,6 +213,9 @@ class PrefixIndex(Protocol):
     def speculate(self, hits: PrefixHits, endpoint: EndpointId, until: float) -> None:
         """The endpoint is about to compute these prompts: count their full blocks as held until then, apart from confirmed ones."""
 
+    def unspeculate(self, endpoint: EndpointId) -> None:
+        """The endpoint failed a request, and may compute nothing: what is only speculated of it counts no longer."""
+
     def predict(
         self,
         hits: PrefixHits,

@@ -70,6 +70,9 @@ class EmptyIndex:
     def speculate(self, hits: PrefixHits, endpoint: EndpointId, until: float) -> None:
         """Forget it at once."""
 
+    def unspeculate(self, endpoint: EndpointId) -> None:
+        """There is nothing to forget."""
+
     def predict(
         self,
         hits: PrefixHits,

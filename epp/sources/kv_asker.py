@@ -23,7 +23,7 @@ from epp.sources.kv_ports import Ports, ports
 PATH: Final = "/kv_event_sources"
 TIMEOUT_S: Final = 2.0
 FIRST_PAUSE_S: Final = 0.5
-LONGEST_PAUSE_S: Final = 10.0
+LONGEST_PAUSE_S: Final = 2.0
 # An engine without events may be replaced by one that has some, and no stream of it would be lost.
 NOTHING_PAUSE_S: Final = 60.0
 # At most so many at once: a fleet that is listed is asked in a moment, and not in one.
@@ -47,11 +47,12 @@ class _Asked:
 class PortAsker:
     """Keeps one questioner per endpoint."""
 
-    def __init__(self, reporter: Reporter, *, scheme: str, tls: ssl.SSLContext | bool) -> None:
-        """`scheme` of the engines' HTTP API, http or https; `tls`: how their certificates are judged."""
+    def __init__(self, reporter: Reporter, *, scheme: str, tls: ssl.SSLContext | bool, bound: bool) -> None:
+        """`scheme` of the engines' HTTP API, http or https; `tls`: how their certificates are judged; `bound`: engines may connect to us."""
         self._reporter = reporter
         self._scheme = scheme
         self._tls = tls
+        self._bound = bound
         self._asked: dict[EndpointId, _Asked] = {}
         self._start: Callable[[_Asked], asyncio.Task[None]] | None = None
 
@@ -122,7 +123,10 @@ class PortAsker:
         except ValueError:
             self._reporter.kv_event_error(endpoint.id, "event_sources_answer")
             return None
-        if not said.events:
+        if said.connects:
+            if not self._bound:
+                self._reporter.kv_event_error(endpoint.id, "engine_connects_to_somebody_else")
+        elif not said.events:
             self._reporter.kv_event_error(endpoint.id, "engine_publishes_no_events")
         return said
 

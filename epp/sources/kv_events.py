@@ -71,8 +71,10 @@ class Learnt:
     """Endpoints that have told what they hold."""
     endpoints: int
     blocks: int
+    unheard: Sequence[EndpointId]
+    """Endpoints that were not reached, or publish nothing: nothing is known of what they hold."""
     without_replay: Sequence[EndpointId]
-    """Endpoints without a replay socket: what they held before is not known."""
+    """Endpoints that were reached, without a replay socket: what they held before is not known."""
 
 
 class KvEventSource:
@@ -186,8 +188,15 @@ class KvEventSource:
         """How far the caches of the listed endpoints are known."""
         endpoints = {endpoint for endpoint, _ in self._open}
         waiting = {self._keys[token][0] for token in self._unsettled or ()}
+        heard = {endpoint for endpoint, _ in self._connected | self._named}
         blind = {key[0] for key, opened in self._open.items() if not (isinstance(at := opened.address, StreamAddress) and at.replay_port)}
-        return Learnt(len(endpoints - waiting - blind), len(endpoints), sum(map(self._index.blocks, endpoints)), sorted(blind))
+        return Learnt(
+            told=len(heard - waiting - blind),
+            endpoints=len(endpoints),
+            blocks=sum(map(self._index.blocks, endpoints)),
+            unheard=sorted(endpoints - heard),
+            without_replay=sorted(blind & heard),
+        )
 
     def reconcile(self, endpoint: EndpointId, metrics: EndpointMetrics) -> None:
         """What an engine's metrics say against what its events said (spec/kv.md 8, rule 6).
@@ -252,7 +261,8 @@ class KvEventSource:
             if (current.address, current.serving_port) == (address, endpoint.port):
                 return
             waits = self._unsettled is not None and current.token in self._unsettled
-            self._close(key)
+            # What it said over a connection of its own does not depend on where we would connect to.
+            self._close(key, keep=key in self._named and current.serving_port == endpoint.port)
         if bad:
             self._reporter.kv_event_error(key[0], "port_label")
         token = next(self._tokens)
@@ -270,12 +280,15 @@ class KvEventSource:
         except BadPortError:
             return None, True
 
-    def _close(self, key: StreamKey) -> None:
+    def _close(self, key: StreamKey, *, keep: bool = False) -> None:
+        """End the stream; `keep`: not what is known of the engine."""
         token = self._open.pop(key).token
         del self._keys[token]
         if self._unsettled is not None:
             self._unsettled.discard(token)
         self._thread.close(token)
+        if keep:
+            return
         self._connected.discard(key)
         self._named.discard(key)
         self._distrusted.pop(key[0], None)

@@ -15,8 +15,9 @@ from epp import names
 from epp.domain import Endpoint, EndpointId
 from epp.sources.kv_messages import StreamAddress
 
-# An engine that binds says so by these; with its own address it has bound a port the system chose. Any other host it connects to.
-_ANY_HOST: Final = frozenset(("*", "0.0.0.0", "::"))  # noqa: S104  # read, not bound
+# An engine that binds says so by these; with its own address it has bound a port the system chose. Any other host vLLM connects
+# to, 0.0.0.0 included (spec/kv.md 1.2).
+_ANY_HOST: Final = frozenset(("*", "::"))
 _MAX_PORT: Final = 65_535
 
 
@@ -30,6 +31,8 @@ class Ports:
 
     events: int
     replay: int
+    connects: bool = False
+    """The engine publishes to an address that it connects to, ours perhaps."""
 
 
 class Unanswered:
@@ -62,7 +65,9 @@ def ports(answer: bytes, endpoint: Endpoint) -> Ports:
         source = next(iter(by_rank.values()))
     if source is None or not source.enable_kv_cache_events or source.publisher != "zmq":
         return Ports(0, 0)
-    return Ports(_bound_port(source.endpoint, endpoint.address), _bound_port(source.replay_endpoint, endpoint.address))
+    events = _bound_port(source.endpoint, endpoint.address)
+    connects = not events and (source.endpoint or "").startswith("tcp://")
+    return Ports(events, _bound_port(source.replay_endpoint, endpoint.address), connects)
 
 
 def _bound_port(url: str | None, own_address: str) -> int:

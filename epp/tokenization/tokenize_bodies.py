@@ -47,6 +47,10 @@ def _chat(body: Fields, model_name: str) -> Fields:
         raise NoTokensError(Reason.MULTIMODAL, "/tokenize tells no hashes of media")
     if (object_field(body, "kv_transfer_params") or {}).get("prompt_token_ids") is not None:
         raise NoTokensError(Reason.UNSUPPORTED, "/tokenize knows no forwarded ids")
+    if body.get("tools") and body.get("tool_choice") == "none":
+        raise NoTokensError(
+            Reason.UNSUPPORTED, "/tokenize knows no tool_choice, and an engine may leave out tools that are not to be called"
+        )
     effort = body.get("reasoning_effort")
     kwargs = dict(object_field(body, "chat_template_kwargs") or {})
     if effort is not None:
@@ -55,4 +59,13 @@ def _chat(body: Fields, model_name: str) -> Fields:
     if body.get("documents") is not None:
         kwargs["documents"] = body["documents"]
     known = {name: body[name] for name in _CHAT_FIELDS if body.get(name) is not None}
+    if isinstance(messages := known.get("messages"), list):
+        known["messages"] = [_message(message) for message in messages]
     return {"model": model_name, **known, **({"chat_template_kwargs": kwargs} if kwargs else {})}
+
+
+def _message(message: object) -> object:
+    """As the chat API hands it on; /tokenize leaves the older name of reasoning as it is, and templates look for the newer one."""
+    if not isinstance(message, dict) or message.get("reasoning_content") is None or message.get("reasoning") is not None:
+        return message
+    return {("reasoning" if name == "reasoning_content" else name): value for name, value in message.items() if name != "reasoning"}

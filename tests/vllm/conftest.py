@@ -1,14 +1,15 @@
 """Each engine is started once, in turn: tests of one engine come together, whatever file they are in."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from epp.tokenization import LocalTokenizer, Tokenization
-from tests.vllm.engines import ENGINES, MODEL, Engine, Server, model_folder, serving
+from tests.vllm.engines import ENGINES, Engine, Server, model_folder, serving
+from tests.vllm.launch import MODEL
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,28 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     base: Path = tmp_path_factory.mktemp(engine.name)
     folder = model_folder(engine, base / "model")
     tokenization = Tokenization(MODEL, LocalTokenizer(engine.config(folder)))
-    asyncio.run(tokenization.start())
-    assert tokenization.failed is None
-    with serving(engine, folder, base / "vllm.log") as server:
-        yield Pair(engine, server, tokenization)
+    # The tests are synchronous; the loop only owns the server's processes.
+    with asyncio.Runner() as runner:
+        runner.run(tokenization.start())
+        assert tokenization.failed is None
+        up = serving(engine, folder, base)
+        server = runner.run(up.__aenter__())
+        try:
+            yield Pair(engine, server, tokenization)
+        finally:
+            runner.run(up.__aexit__(None, None, None))
+
+
+_FIGURES = pytest.StashKey[list[str]]()
+
+
+@pytest.fixture
+def figure(request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """Takes a line that stands at the end of the run."""
+    return request.config.stash.setdefault(_FIGURES, []).append
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """What was measured."""
+    for line in config.stash.get(_FIGURES, []):
+        terminalreporter.write_line(line)

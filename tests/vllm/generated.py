@@ -8,7 +8,7 @@ import random
 from collections.abc import Callable
 from typing import Any, Final
 
-from tests.vllm.engines import MODEL
+from tests.vllm.launch import MODEL
 
 Body = dict[str, Any]
 

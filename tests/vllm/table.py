@@ -5,8 +5,8 @@
 
 from typing import Final
 
-from tests.vllm.engines import MAX_MODEL_LEN
 from tests.vllm.generated import Body
+from tests.vllm.launch import MAX_MODEL_LEN
 
 CHAT: Final = "/v1/chat/completions"
 COMPLETIONS: Final = "/v1/completions"

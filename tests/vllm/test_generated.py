@@ -16,17 +16,18 @@ from tests.vllm.generated import Body, requests
 COUNT: Final = 600
 
 
-def tokens_of(tokenization: Tokenization, path: str, body: Body) -> TokenizedRequest:
+async def tokenized(tokenization: Tokenization, path: str, body: Body) -> TokenizedRequest:
     """What epp makes of a request, from the bytes on; what it answers with 400 itself is refused as well."""
     try:
         request = RequestParsers().parse({":path": path}, json.dumps(body).encode())
     except BadRequestError as error:
         return TokenizedRequest(TokenState.ABSENT, reason="engine_refuses", detail=str(error))
+    return await awaited(tokenization.tokenize(request))
 
-    async def tokenized() -> TokenizedRequest:
-        return await awaited(tokenization.tokenize(request))
 
-    return asyncio.run(tokenized())
+def tokens_of(tokenization: Tokenization, path: str, body: Body) -> TokenizedRequest:
+    """The same where nothing has to be asked."""
+    return asyncio.run(tokenized(tokenization, path, body))
 
 
 def ids_of(rendered: Any) -> list[list[int]]:

@@ -4,8 +4,8 @@ import pytest
 
 from epp.domain import TokenState
 from tests.vllm.conftest import Pair
-from tests.vllm.engines import MODEL
 from tests.vllm.generated import Body
+from tests.vllm.launch import MODEL
 from tests.vllm.table import PLAIN, REFUSED, TAKEN
 from tests.vllm.test_generated import ids_of, tokens_of
 

@@ -6,7 +6,7 @@ engine uses is the index's business. Where token ids are absent it abstains: it 
 With `speculativeIndexing` the chosen endpoint counts as holding the prompt at once, for `speculativeTTL`, so that the next
 request with this prefix follows it before the first event arrives, and longer while its prefill has not been seen to end. The
 index is told of every decision, and holds what the endpoint stores against it (epp.kvcache.predictions). Stateless: the index owns the
-blocks.
+blocks. An endpoint that fails a request counts as holding only what its events have shown.
 """
 
 from collections.abc import Mapping, Sequence
@@ -198,6 +198,9 @@ class PrecisePrefixCacheProducer:
         self._index.predict(hits, endpoints[-1], decision.id, model, cycle.now, ttl, reads_cache=body is None or not _reads_no_cache(body))
 
     def ended(self, decision: Decision, end: RequestEnd) -> None:
+        if end.cause is EndCause.UPSTREAM_FAILED:
+            # Or who tries again is sent after blocks that a dead endpoint never computed, each time anew.
+            self._index.unspeculate(decision.endpoint.id)
         served = end.cause is EndCause.FINISHED and end.status in (None, 200) and end.served in (None, decision.endpoint.host_port)
         self._index.answer_ended(decision.id, served=served, said=_comparable(decision, end.usage))
 
@@ -205,17 +208,18 @@ class PrecisePrefixCacheProducer:
 def _comparable(decision: Decision, usage: Usage | None) -> Usage | None:
     """What of an answer's usage is about the prompt and the cache of the endpoint that computed it.
 
-    Anthropic's input tokens leave out cached ones, and the Responses API sums up the turns of one answer. What asks for logprobs of
-    the prompt is computed anew, whatever is cached; one that is prefilled elsewhere has no hits of its own.
+    Anthropic's input tokens leave out cached ones, and the Responses API sums up the turns of one answer. What is prefilled elsewhere
+    has no hits of its own.
     """
     request = decision.request
     if usage is None or request is None or len(computing(decision)) > 1:
         return None
     prompt = usage.prompt_tokens if request.api in _COUNTS_PROMPTS else None
-    return Usage(prompt_tokens=prompt, cached_tokens=None if _reads_no_cache(request.body or {}) else usage.cached_tokens)
+    return Usage(prompt_tokens=prompt, cached_tokens=usage.cached_tokens)
 
 
 def _reads_no_cache(body: Mapping[str, object]) -> bool:
+    """What asks for logprobs of its prompt is computed anew, whatever is cached."""
     return body.get("prompt_logprobs") is not None or (bool(body.get("echo")) and body.get("logprobs") is not None)
 
 

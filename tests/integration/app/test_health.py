@@ -79,6 +79,13 @@ async def test_an_endpoint_that_stays_mute(endpoints: Path, monkeypatch: pytest.
         await picker.close()
 
 
+async def test_a_start_says_how_far_caches_are_known(endpoints: Path) -> None:
+    """Also where every endpoint had told before the tokenizer was loaded."""
+    endpoints.write_text("endpoints: []")
+    async with PickerProcess([f"--config-text={learning(endpoints)}"]) as picker:
+        assert "0 of 0 endpoints have told what they hold: 0 blocks" in picker.log()
+
+
 async def test_sigterm_before_it_is_ready(endpoints: Path) -> None:
     """A start can be taken back."""
     with mute_endpoint(endpoints):

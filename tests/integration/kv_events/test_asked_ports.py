@@ -51,9 +51,9 @@ class Engine:
 class AskingRig(Rig):
     """A source whose endpoints have no labels."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, bound: bool = False) -> None:
         notes = Notes()
-        self.asker = PortAsker(notes, scheme="http", tls=True)
+        self.asker = PortAsker(notes, scheme="http", tls=True, bound=bound)
         super().__init__(notes=notes, ports=EventPorts(None, None, ask=self.asker.sync), lost=self.asker.ask_again)
 
 
@@ -97,8 +97,10 @@ async def test_an_engine_that_comes_up_later_is_asked_then(rig: AskingRig, engin
     engine.publishes(pod)
     rig.source.sync([at(engine)])
     await rig.settled()
+    assert (rig.source.learnt().told, rig.source.learnt().unheard) == (0, ["a"])
     await engine.up()
     await eventually(lambda: rig.state("a") == "live")
+    assert (rig.source.learnt().told, rig.source.learnt().unheard) == (1, [])
     await pod.store(PROMPT)
     await eventually(lambda: rig.hit_tokens("a", PROMPT) == 16)
 
@@ -127,6 +129,21 @@ async def test_an_engine_without_events_is_named(rig: AskingRig, engine: Engine)
     rig.source.sync([at(engine)])
     await rig.settled()
     assert rig.notes.errors == [(EndpointId("a"), "engine_publishes_no_events")]
+
+
+@pytest.mark.parametrize(("bound", "errors"), [(False, ["engine_connects_to_somebody_else"]), (True, [])])
+async def test_an_engine_that_connects_is_heard_where_engines_may(engine: Engine, *, bound: bool, errors: list[str]) -> None:
+    """Where they may not, one word about it: "tcp://0.0.0.0:5557" for "tcp://*:5557" is easily written."""
+    rig = AskingRig(bound=bound)
+    asking = asyncio.create_task(rig.asker.run(rig.source.told))
+    engine.answer = {"0": {"endpoint": "tcp://0.0.0.0:5557"}}
+    await engine.up()
+    rig.source.sync([at(engine)])
+    await rig.settled()
+    assert [reason for _, reason in rig.notes.errors] == errors
+    asking.cancel()
+    await asyncio.wait((asking,))
+    await rig.source.stop()
 
 
 @pytest.mark.parametrize(("status", "answer", "errors"), [(404, {}, []), (200, ["a"], ["event_sources_answer"])])

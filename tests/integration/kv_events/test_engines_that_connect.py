@@ -6,6 +6,7 @@ import pytest
 
 from epp.domain import Endpoint, EndpointId
 from epp.errors import ConfigError
+from epp.sources.kv_ports import EventPorts, Ports
 from epp.testing.waiting import eventually
 from tests.integration.kv_events.publisher import Publisher, Rig, endpoint
 
@@ -136,3 +137,20 @@ async def test_an_address_that_cannot_be_bound_is_named(publish: Publish) -> Non
     taken = publish()
     with pytest.raises(ConfigError, match=rf"zmqEndpoint 'tcp://127.0.0.1:{taken.port}'.*free port"):
         Rig(bind=f"tcp://127.0.0.1:{taken.port}")
+
+
+async def test_what_an_engine_said_outlives_the_answer_where_it_publishes(publish: Publish) -> None:
+    """It is asked meanwhile, as all are that have no label, and says that it connects; nobody else could tell again what it said."""
+    rig = Rig(bind=ANY_PORT, ports=EventPorts(None, None, ask=lambda _: None))
+    one = an_endpoint("a")
+    rig.source.sync([one])
+    rig.source.told(one, None)  # not up yet: listened to where convention has it
+    engine = publish(connect=rig.source.bound_url, topic=b"kv@127.0.0.1:8000@tiny")
+    await engine.subscribed()
+    await engine.store(PROMPT)
+    await eventually(lambda: rig.hit_tokens("a", PROMPT) == 16)
+    rig.source.told(one, Ports(0, 0, connects=True))
+    assert rig.hit_tokens("a", PROMPT) == 16
+    await engine.evict(PROMPT)
+    await eventually(lambda: rig.hit_tokens("a", PROMPT) == 12)
+    await rig.source.stop()

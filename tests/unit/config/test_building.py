@@ -39,6 +39,9 @@ class Index:
     def speculate(self, hits: PrefixHits, endpoint: EndpointId, until: float) -> None:
         self.holders.add(endpoint)
 
+    def unspeculate(self, endpoint: EndpointId) -> None:
+        self.holders.discard(endpoint)
+
     def predict(
         self,
         hits: PrefixHits,

@@ -328,6 +328,18 @@ def test_speculation_ends_with_the_cache(index: PrefixIndex, *, restart: bool) -
     assert hit_tokens(index, PROMPT) == [0, 0, 0]
 
 
+def test_an_endpoint_that_failed_holds_what_its_events_showed(index: PrefixIndex) -> None:
+    """What was only expected of it counts no longer; others do not notice, and it may be expected to compute again."""
+    feed(index, A, stored([1], PROMPT[:4]))
+    hits = index.match(request(PROMPT), [A, B], 0.0)
+    for endpoint in (A, B):
+        index.speculate(hits, endpoint, until=9.0)
+    index.unspeculate(A)
+    assert hit_tokens(index, PROMPT) == [4, 12, 0]
+    index.speculate(hits, A, until=9.0)
+    assert hit_tokens(index, PROMPT) == [12, 12, 0]
+
+
 def test_a_later_speculation_never_shortens_an_earlier_one(index: PrefixIndex) -> None:
     """The blocks of a short prompt stay as long as those of the longer one they begin."""
     index.speculate(index.match(request(PROMPT), [A], 0.0), A, until=9.0)

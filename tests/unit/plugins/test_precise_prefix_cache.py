@@ -41,6 +41,7 @@ class Index:
     tokens: list[int]
     asked: list[tuple[Sequence[EndpointId], float]] = field(default_factory=list)
     speculated: list[tuple[EndpointId, float]] = field(default_factory=list)
+    withdrawn: list[EndpointId] = field(default_factory=list)
     predicted: list[tuple[EndpointId, DecisionId, float]] = field(default_factory=list)
     over: list[tuple[DecisionId, bool, Usage | None]] = field(default_factory=list)
 
@@ -50,6 +51,9 @@ class Index:
 
     def speculate(self, hits: PrefixHits, endpoint: EndpointId, until: float) -> None:
         self.speculated.append((endpoint, until))
+
+    def unspeculate(self, endpoint: EndpointId) -> None:
+        self.withdrawn.append(endpoint)
 
     def predict(
         self,
@@ -157,11 +161,11 @@ def test_what_the_computing_endpoint_stores_is_held_against_the_decision(
     assert index.over == [("d", True, None)]
 
 
-def ended(end: RequestEnd, *, api: Api = Api.CHAT, body: dict[str, object] | None = None, profiles: int = 1) -> tuple[bool, Usage | None]:
+def ended(end: RequestEnd, *, api: Api = Api.CHAT, profiles: int = 1) -> tuple[bool, Usage | None]:
     """What the index is told when a decision for the first endpoint ends like this."""
     index = Index([0, 0, 0])
     results = {name: ProfileResult(name, FLEET, [], [], [FLEET[i]]) for i, name in enumerate(("default", "prefill")[:profiles])}
-    request = InferenceRequest(api, "/", "m", body, 1)
+    request = InferenceRequest(api, "/", "m", None, 1)
     producer(index).ended(Decision(DecisionId("d"), "r", results["default"], results, request, None), end)
     return index.over[0][1:]
 
@@ -195,15 +199,22 @@ USAGE = Usage(prompt_tokens=50, completion_tokens=1, cached_tokens=32)
     ("options", "said"),
     [
         ({}, Usage(prompt_tokens=50, cached_tokens=32)),
-        ({"api": Api.COMPLETIONS, "body": {"echo": True}}, Usage(prompt_tokens=50, cached_tokens=32)),
-        ({"api": Api.COMPLETIONS, "body": {"echo": True, "logprobs": 0}}, Usage(prompt_tokens=50)),
-        ({"body": {"prompt_logprobs": 0}}, Usage(prompt_tokens=50)),
+        ({"api": Api.COMPLETIONS}, Usage(prompt_tokens=50, cached_tokens=32)),
         ({"api": Api.MESSAGES}, Usage(cached_tokens=32)),
         ({"api": Api.RESPONSES}, Usage(cached_tokens=32)),
         ({"profiles": 2}, None),
     ],
-    ids=["chat", "echo", "echo and logprobs", "prompt_logprobs", "Anthropic", "Responses", "prefilled elsewhere"],
+    ids=["chat", "completions", "Anthropic", "Responses", "prefilled elsewhere"],
 )
 def test_only_numbers_that_can_be_compared_are_told(options: dict[str, Any], said: Usage | None) -> None:
     """The others mean something else than what was foreseen."""
     assert ended(an_end(usage=USAGE), **options) == (True, said)
+
+
+@pytest.mark.parametrize("cause", list(EndCause))
+def test_an_endpoint_that_fails_a_request_is_expected_to_compute_nothing(cause: EndCause) -> None:
+    """Or who tries again would be sent to a dead endpoint, for a prefix it never computed."""
+    index = Index([0] * len(FLEET))
+    results = {"p": ProfileResult("p", FLEET, [], [], [FLEET[1]])}
+    producer(index).ended(Decision(DecisionId("d"), "r", results["p"], results, None, None), RequestEnd(DecisionId("d"), cause))
+    assert index.withdrawn == ([FLEET[1].id] if cause is EndCause.UPSTREAM_FAILED else [])

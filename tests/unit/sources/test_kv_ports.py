@@ -24,8 +24,9 @@ def endpoint(rank: int = 0, *, events: str | None = None, replay: str | None = N
         (b'{"0": {"endpoint": "tcp://[::]:5557"}}', 0, Ports(5557, 0)),
         (b'{"3": {"endpoint": "tcp://*:5560"}}', 0, Ports(5560, 0)),
         (b'{"0": {"endpoint": "tcp://*:5557", "topic": "kv", "hwm": 100000, "new_in_2027": [1]}}', 0, Ports(5557, 0)),
-        # It connects to somebody, which is not us.
-        (b'{"0": {"endpoint": "tcp://epp:5557"}}', 0, Ports(0, 0)),
+        # It connects to somebody, which may be us; vLLM binds to 0.0.0.0 no more than to any other address.
+        (b'{"0": {"endpoint": "tcp://epp:5557"}}', 0, Ports(0, 0, connects=True)),
+        (b'{"0": {"endpoint": "tcp://0.0.0.0:5557", "replay_endpoint": "tcp://*:5657"}}', 0, Ports(0, 5657, connects=True)),
         (b'{"0": {"endpoint": "ipc:///tmp/kv"}}', 0, Ports(0, 0)),
         (b'{"0": {"endpoint": "tcp://*:5557", "publisher": "null"}}', 0, Ports(0, 0)),
         (b'{"0": {"endpoint": "tcp://*:5557", "enable_kv_cache_events": false}}', 0, Ports(0, 0)),
