@@ -21,6 +21,8 @@ BLOCKS_A_PART: Final = 512
 MESSAGES_ALLOWED: Final = (2_000, 2_000)
 BYTES_ALLOWED: Final = (16 << 20, 16 << 20)
 BACKLOG: Final = 2_500
+# What says nothing that could be used counts as so many times its bytes: reading it can cost as much.
+WASTE_FACTOR: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,8 @@ class Timing:
     """First and longest pause between attempts to connect."""
     attempt_s: float = 3.0
     """An attempt to connect, handshake included, that takes this long has failed."""
+    renew_s: float = 6.0
+    """No connection and no attempt for this long, which is longer than one takes: libzmq has given up, so a new socket tries."""
     heartbeat_s: float = 2.0
     """A peer that answers no ZMTP ping for three times this is taken for disconnected."""
     check_s: float = 30.0

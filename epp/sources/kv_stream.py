@@ -24,6 +24,7 @@ from epp.sources.kv_messages import (
     LIVE_HIGH_WATER_MARK,
     MESSAGES_A_TURN,
     MESSAGES_ALLOWED,
+    WASTE_FACTOR,
     Allowance,
     Delivery,
     Failed,
@@ -85,7 +86,7 @@ class Stream:
         self._replay_start: int | None = None
         """Asked for by the sequence, and waiting for a slot."""
         self._patience: float | None = now + host.timing.connect_s
-        self._replay_deadline = self._replay_idle = self._resume_at = self._check_at = _FOREVER
+        self._replay_deadline = self._replay_idle = self._resume_at = self._check_at = self._renew_at = _FOREVER
 
     def connect(self) -> None:
         """Begin, or begin again; raises ZMQError where there are no sockets left or the address cannot be read."""
@@ -101,6 +102,7 @@ class Stream:
         for socket in (monitor, sub):
             self._host.poller.register(socket, zmq.POLLIN)
         self._tell_state()
+        self._renew_at = self._host.now() + self._host.timing.renew_s
         sub.connect(self._address.url(self._address.port))
 
     def close(self) -> None:
@@ -114,7 +116,7 @@ class Stream:
         if self._backlog or (self._replay is not None and self._replay.waits):
             return -_FOREVER
         patience = self._patience if self._patience is not None else _FOREVER
-        return min(patience, self._replay_idle, self._replay_deadline, self._resume_at, self._check_at)
+        return min(patience, self._replay_idle, self._replay_deadline, self._resume_at, self._check_at, self._renew_at)
 
     def check(self) -> None:
         """Make sure that nothing was lost at the end."""
@@ -154,6 +156,11 @@ class Stream:
             self._deliver(Unreachable())
         if now >= min(self._replay_idle, self._replay_deadline):
             self._end_replay(complete=False)
+        if now >= self._renew_at:
+            # libzmq has stopped trying: it gives up for good on a peer that broke its protocol, be it by one message too large.
+            self._errors["protocol"] += 1
+            self._close_live()
+            self._renew_at, self._resume_at = _FOREVER, now
         if now >= self._resume_at:
             self._resume_at = _FOREVER
             try:
@@ -173,8 +180,10 @@ class Stream:
             event = recv_monitor_message(self._monitor)["event"]
             if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 self._patience = None
+                self._renew_at = _FOREVER
                 self._perform(self._sequence.connected())
             else:
+                self._renew_at = self._host.now() + self._host.timing.renew_s
                 self._on_no_connection()
 
     def _on_no_connection(self) -> None:
@@ -228,7 +237,10 @@ class Stream:
         elif not self._host.accepts(frames[0]):
             self._errors["topic"] += 1
         else:
-            self._perform(self._sequence.live(seq, decode(frames[2])))
+            batch = decode(frames[2])
+            self._perform(self._sequence.live(seq, batch))
+            if not batch.events and not self._bytes.take(WASTE_FACTOR * len(frames[2]), self._host.now()):
+                self._cut_off(self._host.now())
 
     def _close_live(self) -> None:
         if self._sub is not None and self._monitor is not None:
@@ -238,22 +250,34 @@ class Stream:
             self._monitor.close(linger=0)
             self._sub.close(linger=0)
         self._sub = self._monitor = None
+        self._renew_at = _FOREVER
 
     # --- replay --------------------------------------------------------------------------------------------------
     def _look_at_replies(self) -> None:
         replay, budget = self._replay, BYTES_A_TURN
         while replay is not None and replay is self._replay and replay.waits and budget > 0:
             frames = replay.next()
-            budget -= sum(map(len, frames)) + 1024
+            size = sum(map(len, frames))
+            budget -= size + 1024
             topic, seq, payload = read_reply(frames)
             if seq is None:
                 self._errors["replay_frames"] += 1
+                self._waste(size)
             elif is_end(frames):
                 self._end_replay(complete=True)
             elif topic is None or self._host.accepts(topic):
-                self._perform(self._sequence.replayed(seq, decode(payload)))
+                batch = decode(payload)
+                self._perform(self._sequence.replayed(seq, batch))
+                if not batch.events:
+                    self._waste(size)
         if replay is not None and replay is self._replay and replay.cut_off and not replay.waits:
             self._end_replay(complete=False)
+
+    def _waste(self, size: int) -> None:
+        """A history may be long, but not of what says nothing: that counts as if it was live."""
+        now = self._host.now()
+        if not self._messages.take(1, now) or not self._bytes.take(size, now):
+            self._cut_off(now)
 
     def _end_replay(self, *, complete: bool) -> None:
         self._close_replay_socket()

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from epp.domain import EndpointId, EndpointMetrics
+from epp.sources.kv_messages import MAX_MESSAGE_BYTES
 from epp.testing.waiting import eventually
 from tests.integration.kv_events.publisher import QUICK, Publisher, Rig, endpoint
 
@@ -39,6 +40,37 @@ async def test_an_engine_that_is_gone_holds_nothing(rig: Rig, publish: Publish) 
     await pod.stop()
     await eventually(lambda: rig.hit_tokens("a", PROMPT) == 0)
     assert rig.state("a") == "lost"
+
+
+async def test_a_peer_whose_message_was_too_large_is_heard_again(publish: Publish) -> None:
+    """libzmq never tries again after one; we do, and say so."""
+    rig = Rig(timing=replace(QUICK, renew_s=0.3))
+    bad = publish()
+    rig.source.sync([endpoint("bad", bad)])
+    await rig.settled()
+    await bad.subscribed()
+    await bad.send([b"", b"\0" * 8, bytes(MAX_MESSAGE_BYTES + 1)])
+    await bad.store(PROMPT, lost=True)
+    await eventually(lambda: rig.state("bad") == "lost")
+    await eventually(lambda: rig.hit_tokens("bad", PROMPT) == 16)
+
+    assert (EndpointId("bad"), "protocol") in rig.notes.errors
+    await rig.source.stop()
+
+
+async def test_a_history_of_nothing_is_a_flood_too(rig: Rig, publish: Publish) -> None:
+    """Replies that say nothing are not read for ever; the neighbour is heard meanwhile."""
+    bad, good = publish(), publish()
+    for _ in range(3_000):
+        await bad.publish([{"type": "of another time"}], lost=True)
+    rig.source.sync([endpoint("bad", bad), endpoint("good", good)])
+    await eventually(lambda: (EndpointId("bad"), "flood") in rig.notes.errors)
+    await good.store(PROMPT)
+    await eventually(lambda: rig.hit_tokens("good", PROMPT) == 16)
+    assert rig.hit_tokens("bad", PROMPT) == 0
+    # What was read is not asked for again, so a harmless one comes to its end.
+    await bad.store(OTHER)
+    await eventually(lambda: rig.hit_tokens("bad", OTHER) == 16)
 
 
 async def test_a_peer_that_floods_is_cut_off_and_heard_again(rig: Rig, publish: Publish) -> None:
