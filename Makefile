@@ -70,6 +70,9 @@ bench: compiled ## what epp costs a request, beside the Envoy it serves (6 minut
 soak: $(VENV)/.dev ## 200,000 requests through a real Envoy on each transport, with cancels and resets: none lost (ARGS=--short: a minute)
 	@$(BIN)/python -m tests.soak $(ARGS)
 
+flood: $(VENV)/.dev ## one publisher sends garbage through loopback while requests go through a real Envoy: nobody else notices (3 minutes; ARGS=--short: 1)
+	@$(BIN)/python -m tests.flood $(ARGS)
+
 check: $(VENV)/.dev ## lint, types, import contracts, generated code
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
@@ -98,4 +101,4 @@ h2spec: $(VENV)/.dev $(H2SPEC) ## the HTTP/2 conformance suite h2spec against th
 clean: ## remove the environment and everything built
 	rm -rf $(VENV) build .tools .mypy_cache .ruff_cache .hypothesis
 
-.PHONY: help demo test test-envoy test-demo test-newest test-vllm demo-vllm compiled test-compiled bench check format proto envoy h2spec soak clean
+.PHONY: help demo test test-envoy test-demo test-newest test-vllm demo-vllm compiled test-compiled bench check format proto envoy h2spec soak flood clean

@@ -1,8 +1,8 @@
 """The EndpointPickerConfig of each amount of work. Pure: returns YAML, which is JSON here, so that no path needs quoting.
 
 DEFAULT has llm-d's default scorers at their default weights (spec: queue 2, KV-cache use 2) without the approximate prefix scorer;
-PRECISE has the scorers of llm-d's precise configuration, with the token ids made in the picker. No engine publishes KV events
-here: the index is filled by speculation, as it is between two events of a busy engine.
+PRECISE has the scorers of llm-d's precise configuration, with the token ids made in the picker. Where no engine publishes KV events
+(everywhere but in the block `events`) the index is filled by speculation, as it is between two events of a busy engine.
 """
 
 import json
@@ -18,8 +18,8 @@ _PREFIX = {"prefixMatchInfoProducerName": _PRODUCER}
 Plugin = dict[str, object]
 
 
-def render(work: Work, *, endpoints: Path, model_folder: Path) -> str:
-    """The configuration text."""
+def render(work: Work, *, endpoints: Path, model_folder: Path, events: bool = False) -> str:
+    """The configuration text; `events`: the endpoints publish KV events, which PRECISE listens to."""
     plugins: list[Plugin] = [{"type": "file-discovery", "parameters": {"path": str(endpoints)}}]
     profile: list[Plugin] = [{"pluginRef": "random-picker"}]
     if work is Work.BARE:
@@ -29,7 +29,7 @@ def render(work: Work, *, endpoints: Path, model_folder: Path) -> str:
     plugins += [{"type": name} for name in ("metrics-data-source", "core-metrics-extractor", "max-score-picker")]
     scorers: list[tuple[str, float]] = [("queue-scorer", 2.0), ("kv-cache-utilization-scorer", 2.0)]
     if work is Work.PRECISE:
-        plugins += _precise(model_folder)
+        plugins += _precise(model_folder, events=events)
         scorers += [("prefix-cache-scorer", 3.0), ("active-request-scorer", 1.0), ("no-hit-lru-scorer", 1.0)]
     for scorer, _ in scorers:
         plugins.append(
@@ -39,11 +39,11 @@ def render(work: Work, *, endpoints: Path, model_folder: Path) -> str:
     return _document(plugins, profile, sources)
 
 
-def _precise(model_folder: Path) -> list[Plugin]:
+def _precise(model_folder: Path, *, events: bool) -> list[Plugin]:
     return [
         {"type": "token-producer", "parameters": {"modelName": MODEL, "local": {"path": str(model_folder)}}},
         {"type": "inflight-load-producer"},
-        {"type": _PRODUCER, "parameters": {"speculativeIndexing": True, "kvEventsConfig": {"discoverPods": False}}},
+        {"type": _PRODUCER, "parameters": {"speculativeIndexing": True, "kvEventsConfig": {"discoverPods": events}}},
     ]
 
 

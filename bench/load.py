@@ -7,6 +7,7 @@ from requests that failed is worth nothing. Used on one event loop.
 import asyncio
 import itertools
 import re
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Self, cast
@@ -44,6 +45,8 @@ class Load:
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Has an exception as soon as anything but a 200 came."""
         self.answers = 0
+        self.latencies: list[float] = []
+        """Seconds from the end of a request to the end of its answer."""
         self.stopping = False
 
     async def __aenter__(self) -> Self:
@@ -92,10 +95,12 @@ class _Connection(asyncio.Protocol):
         self._expected: int | None = None
         self._tail = b""
         self._in_body = False
+        self._sent_at = 0.0
         self.idle = asyncio.Event()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
+        self._sent_at = time.perf_counter()
         self._transport.write(next(self._turns))
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -134,6 +139,9 @@ class _Connection(asyncio.Protocol):
     def _answered(self) -> None:
         self._tail, self._in_body = b"", False
         self._load.answers += 1
+        now = time.perf_counter()
+        self._load.latencies.append(now - self._sent_at)
+        self._sent_at = now
         if self._load.stopping or self._transport is None:
             self.idle.set()
         else:

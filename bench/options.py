@@ -10,7 +10,7 @@ from bench.records import Work
 from bench.rig import CONFIG, ENDPOINTS_FILE, GRPC_PORT, HEALTH_PORT, METRICS_PORT, Picker
 
 TRANSPORTS = ("fast", "grpc")
-BLOCKS = ("steps", "index", "requests", "answers", "direct", "memory")
+BLOCKS = ("steps", "index", "requests", "answers", "events", "direct", "memory")
 
 
 @dataclass(frozen=True, slots=True)

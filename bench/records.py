@@ -115,6 +115,28 @@ class MemoryRow:
     """Resident memory before."""
 
 
+@dataclass(slots=True)
+class EventsRow:
+    """A fleet whose pods all publish KV events at once, so often."""
+
+    per_second: float
+    """Times a second; 0: never."""
+    seconds: float
+    """Of a sample."""
+    cpu_seconds: list[float] = field(default_factory=list)
+    """Of the picker in a sample without requests."""
+    blocks: list[int] = field(default_factory=list)
+    """Stored, and as many removed, in the same sample by all pods."""
+    share: list[float] = field(default_factory=list)
+    """Of a core in the same sample."""
+    latencies: list[list[float]] = field(default_factory=list)
+    """Seconds of the requests of a sample beside the same events, sorted."""
+
+    def latency(self, share: float) -> Spread:
+        """The one that so large a share of the requests stays below, sample by sample."""
+        return Spread(tuple(found[int(share * (len(found) - 1))] for found in self.latencies))
+
+
 @dataclass(frozen=True, slots=True)
 class Step:
     """One step of a request, run alone in one process."""
@@ -147,6 +169,7 @@ class Results:
     answers: list[Row] = field(default_factory=list)
     direct: list[DirectRow] = field(default_factory=list)
     memory: list[MemoryRow] = field(default_factory=list)
+    events: list[EventsRow] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)
     held: dict[str, float] = field(default_factory=dict)
     """Bytes of memory, by what for."""

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 
 from bench.figures import chunk_costs, goals
-from bench.records import Results, Row, Spread
+from bench.records import EventsRow, Results, Row, Spread
 from epp.demo.results import formatted
 
 
@@ -29,6 +29,7 @@ def encode(results: Results) -> bytes:
                 }
                 for cost in chunk_costs(results)
             ],
+            "events": [_events(row) for row in results.events],
             "direct": [{**dataclasses.asdict(row), "work": row.work.value} for row in results.direct],
             "memory": [dataclasses.asdict(row) for row in results.memory],
             "goals": [{**dataclasses.asdict(goal), "passed": goal.passed} for goal in goals(results)],
@@ -49,6 +50,18 @@ def _row(row: Row) -> Mapping[str, object]:
         "messages": row.messages,
         "requests_per_s": row.rate,
         "samples": [dataclasses.asdict(sample) for sample in row.samples],
+    }
+
+
+def _events(row: EventsRow) -> Mapping[str, object]:
+    return {
+        "times_a_second": row.per_second,
+        "seconds": row.seconds,
+        "blocks": row.blocks,
+        "picker_cpu_s": row.cpu_seconds,
+        "picker_cores": _spread(Spread(tuple(row.share))),
+        "requests": [len(found) for found in row.latencies],
+        "latency_s": {f"p{share * 100:g}": _spread(row.latency(share)) for share in (0.5, 0.9, 0.99)},
     }
 
 

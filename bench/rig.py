@@ -19,6 +19,7 @@ import aiohttp
 from bench import configs, procfs
 from bench.load import Load
 from bench.records import Sample, Work
+from epp import names
 from epp.demo.processes import Process, Processes
 from epp.testing import bootstrap, envoy
 from epp.testing.bootstrap import Responses
@@ -120,14 +121,24 @@ class Workshop:
         self._folder = folder
         self._endpoints_file = endpoints_file
         self._model_folder = model_folder
+        self._events = False
         self._numbers = itertools.count(1)
+
+    def publish_at(self, ports: Sequence[int]) -> None:
+        """The endpoints publish KV events on these ports: pickers started from now on are told so, and listen."""
+        entries = json.loads(self._endpoints_file.read_text())["endpoints"]
+        for entry, port in zip(entries, ports, strict=True):
+            entry["labels"] = {names.KV_EVENTS_PORT_LABEL: str(port)}
+        self._endpoints_file.write_text(json.dumps({"endpoints": entries}, indent=1))
+        self._events = True
 
     async def picker(self, picker: Picker, work: Work) -> RunningPicker:
         """Start one and wait until it is ready."""
         name = f"{next(self._numbers)}-{_file_name(picker.name)}-{work.value}"
         config = self._folder / f"{name}.yaml"
         if picker.configs is None:
-            config.write_text(configs.render(work, endpoints=self._endpoints_file, model_folder=self._model_folder))
+            text = configs.render(work, endpoints=self._endpoints_file, model_folder=self._model_folder, events=self._events)
+            config.write_text(text)
         else:
             config.write_text(picker.configs[work].read_text().replace(ENDPOINTS_FILE, str(self._endpoints_file)))
         ports = free_ports(3)
@@ -153,12 +164,12 @@ class Workshop:
 
 
 @contextlib.asynccontextmanager
-async def workshop(folder: Path, model_folder: Path) -> AsyncIterator[Workshop]:
+async def workshop(folder: Path, model_folder: Path, endpoints: int = ENDPOINTS) -> AsyncIterator[Workshop]:
     """A place for one block: the stand-ins are up. Output and configurations of all processes stay in `folder`."""
     shutil.rmtree(folder, ignore_errors=True)
     endpoints_file = folder / "endpoints.json"
     async with Processes(folder) as processes:
-        command = (sys.executable, "-m", "bench.model_server", f"--endpoints-file={endpoints_file}", f"--count={ENDPOINTS}")
+        command = (sys.executable, "-m", "bench.model_server", f"--endpoints-file={endpoints_file}", f"--count={endpoints}")
         servers = await processes.start("model servers", command)
 
         async def listed() -> bool | None:

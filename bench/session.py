@@ -10,10 +10,10 @@ from collections.abc import Coroutine, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import TypeVar
 
-from bench import bodies, direct, index, model_server, procfs, rig, steps, tokens
+from bench import bodies, direct, events, index, model_server, procfs, rig, steps, tokens
 from bench.load import BenchError, Load, request
 from bench.options import Options
-from bench.records import CHUNKS, LONG, SHORT, UNDER_LOAD, DirectRow, MemoryRow, Results, Row, Spread, Work
+from bench.records import CHUNKS, LONG, SHORT, UNDER_LOAD, DirectRow, EventsRow, MemoryRow, Results, Row, Spread, Work
 from bench.rig import Picker, Rig, RunningPicker, Workshop, ours
 from epp import __version__
 from epp.demo.progress import Progress
@@ -60,6 +60,7 @@ class Bench:
             "index": self._index,
             "requests": self._requests,
             "answers": self._answers,
+            "events": self._events,
             "direct": self._direct,
             "memory": self._memory,
         }
@@ -119,6 +120,18 @@ class Bench:
             self.results.answers = [row for row, _, _ in rows]
             await self._in_turns(rows, self._options.answer_seconds)
 
+    async def _events(self) -> None:
+        posts = _posts(bodies.SIZES["5 KB"])
+        async with self._workshop("events", events.PODS) as workshop, events.publishers() as fleet:
+            workshop.publish_at(fleet.ports)
+            one = await workshop.rig(ours(self._options.transports[0]), Work.PRECISE)
+            rows = self.results.events = [EventsRow(rate, self._options.seconds) for rate in events.RATES]
+            await events.warm(fleet, one, posts)
+            for turn in range(self._options.rounds):
+                for row in rows:
+                    self._progress.update(f"events: {row.per_second:g} times a second, sample {turn + 1} of {self._options.rounds}")
+                    await events.sample(row, fleet, one, posts)
+
     async def _direct(self) -> None:
         chats = bodies.chats(bodies.SIZES["5 KB"])
         for work in (Work.BARE,) if self._options.quick else Work:
@@ -153,8 +166,8 @@ class Bench:
 
     # --- parts --------------------------------------------------------------------------------------------------
 
-    def _workshop(self, name: str) -> AbstractAsyncContextManager[Workshop]:
-        return rig.workshop(self._options.output / "logs" / name, self._model_folder)
+    def _workshop(self, name: str, endpoints: int = rig.ENDPOINTS) -> AbstractAsyncContextManager[Workshop]:
+        return rig.workshop(self._options.output / "logs" / name, self._model_folder, endpoints)
 
     def _pickers(self, *, with_tls: bool) -> list[Picker]:
         return [*self._ours(tls=False), *(self._ours(tls=True) if with_tls else ()), *self._options.peers]

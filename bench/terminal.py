@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 from bench.figures import chunk_costs, goals
-from bench.records import LONG, DirectRow, MemoryRow, Results, Row, Spread, Step
+from bench.records import LONG, DirectRow, EventsRow, MemoryRow, Results, Row, Spread, Step
 
 _RULE = "─"
 Cells = tuple[str, ...]
@@ -23,6 +23,9 @@ def render(results: Results) -> str:
     if results.answers:
         head = ("end of an answer by", "", "a request", "Envoy's own", "messages", "one more chunk", "Envoy's own", "epp/Envoy", "±")
         parts.append(_table("Answers of 100 chunks", head, _answers(results)))
+    if results.events:
+        head = ("", "blocks/s stored", "its CPU", "a block", "requests", "p50", "p90", "p99")
+        parts.append(_table("100 pods publish KV events at once, beside 4 connections through Envoy", head, _events(results.events)))
     if results.direct:
         parts.append(_table("Driven directly, without Envoy", ("", "", "requests/s", "±", "its CPU"), _direct(results.direct)))
     if results.memory:
@@ -75,6 +78,21 @@ def _answers(results: Results) -> Iterable[Cells]:
             _us(cost.envoy_cpu.median),
             f"{cost.ratio.median:.2f}" if through else "",
             _percent(cost.ratio) if through else "",
+        )
+
+
+def _events(rows: Sequence[EventsRow]) -> Iterable[Cells]:
+    quiet = next((min(row.share) for row in rows if not row.per_second), 0.0)
+    for row in rows:
+        blocks, share = Spread(tuple(map(float, row.blocks))).median, Spread(tuple(row.share)).median
+        events_cpu = Spread(tuple(row.cpu_seconds)).median * (1 - quiet / share)
+        yield (
+            f"{row.per_second:g} times a second" if row.per_second else "never",
+            f"{blocks / row.seconds:,.0f}",
+            f"{share:.0%}",
+            _us(events_cpu / blocks) if blocks else "",
+            f"{sum(map(len, row.latencies)):,}",
+            *(f"{row.latency(share).median * 1e3:.1f} ms" for share in (0.5, 0.9, 0.99)),
         )
 
 

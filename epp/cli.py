@@ -62,7 +62,7 @@ def _serve(arguments: Sequence[str]) -> int:
 def _simulate(arguments: Sequence[str]) -> int:
     import epp.simulator.command as simulate  # noqa: PLC0415  # see above
 
-    parser = argparse.ArgumentParser(prog="epp simulate", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(prog="epp simulate")
     simulate.add_arguments(parser)
     return simulate.run(parser.parse_args(arguments))
 

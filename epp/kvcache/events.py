@@ -13,10 +13,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Final, cast
 
-import msgspec
-
 from epp.domain import EngineHash
 from epp.kvcache.keys import TOKEN_BYTES, Extras, pack_tokens, wire_extras
+from epp.kvcache.unpack import unpack
 
 GPU: Final = "gpu"
 
@@ -100,7 +99,7 @@ class _MalformedError(ValueError):
 def decode(payload: bytes) -> Batch:
     """One KVEventBatch. An undecodable payload gives a Batch without events and one error."""
     try:
-        fields = _as_fields(msgspec.msgpack.decode(payload), _BATCH_FIELDS, "payload")
+        fields = _as_fields(unpack(payload), _BATCH_FIELDS, "payload")
     except (ValueError, TypeError, RecursionError, MemoryError):  # what msgspec raises on garbage, bombs and odd map keys
         return Batch(ts=None, errors=("payload",))
     events: list[Event] = []

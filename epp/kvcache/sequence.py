@@ -180,13 +180,13 @@ class EventSequence:
             return self._forget()
         elif seq <= last:
             return []
-        elif seq > last + 1 and not first:
+        elif seq > last + 1 and not first and self._attempts + 1 < MAX_ATTEMPTS:
             answer.useless = True  # a hole: ask again from its beginning
             return []
         answer.progress = True
         if last is None or seq == last + 1:
             return [self._apply(seq, batch)]
-        # The engine's buffer has moved on past us: what happened in between cannot be known.
+        # The engine's buffer has moved on past us, or has a hole for good: what happened in between cannot be known.
         forget = self._forget()
         self._partial = True
         return [*forget, self._apply(seq, batch)]

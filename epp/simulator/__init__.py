@@ -1,4 +1,4 @@
-"""A model server that behaves like vLLM 0.32, and an independent witness of what epp does (spec/kv.md 1, 2, 6.6).
+"""A model server that behaves like vLLM 0.32, and an independent witness of what epp does (spec/kv.md 1, 2, 6.6; docs/simulator.md).
 
 Of this package it imports `epp.names` only. Block hashes, event encoding, chat templates and token ids are made here a
 second time, from vLLM's definitions and with transformers itself, so that a mistake in the picker cannot cancel out
@@ -12,6 +12,8 @@ against the same mistake in its test bench.
 
 `engine`, `block_pool`, `hashing`, `events`, `answers`, `bodies` and `conversations` are pure: no clock, no I/O, no
 asyncio. One process runs N pods on one event loop; `fleet.Fleet` starts and stops them, `command` is `epp simulate`.
+`process` is a pod through its deaths and restarts, `faults` what goes wrong with what it publishes and computes, `relay` the
+network that hangs, `dev_api` how all that is asked for.
 
 Simulated: continuous batching with chunked prefill, the paged prefix cache with reference counts and LRU, KV events
 and replay, metrics. Not simulated: preemption (a request waits until its whole answer fits), data-parallel ranks,

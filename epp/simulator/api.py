@@ -77,7 +77,7 @@ class PodApi:
         source = {
             "enable_kv_cache_events": True,
             "publisher": "zmq",
-            "endpoint": f"tcp://*:{endpoint.events_port}",
+            "endpoint": config.connect or f"tcp://*:{endpoint.events_port}",
             "replay_endpoint": f"tcp://*:{endpoint.replay_port}",
             "buffer_steps": config.buffer_steps,
             "hwm": HIGH_WATER_MARK,

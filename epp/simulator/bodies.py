@@ -35,6 +35,8 @@ class Ask:
     include_usage: bool
     seed: int | None
     cache_salt: str | None
+    reports_hit: bool
+    """vllm_xargs {"kv_cache_report_mode": "full"}."""
     truncate: int | None
     """truncate_prompt_tokens; -1: as many as the model takes."""
 
@@ -82,6 +84,7 @@ def _ask(body: Mapping[str, object], prompts: Sequence[Prompt], *, add_special_t
         include_usage=isinstance(options, Mapping) and options.get("include_usage") is True,
         seed=_integer(body, "seed", minimum=None),
         cache_salt=_salt(body.get("cache_salt")),
+        reports_hit=_reports_hit(body.get("vllm_xargs")),
         truncate=_integer(body, "truncate_prompt_tokens", minimum=-1),
     )
 
@@ -109,6 +112,15 @@ def _integer(body: Mapping[str, object], key: str, *, minimum: int | None) -> in
     if type(value) is not int or (minimum is not None and value < minimum):
         raise ApiError(f"{key} must be an integer" + ("" if minimum is None else f" of at least {minimum}"), param=key)
     return value
+
+
+def _reports_hit(extra_args: object) -> bool:
+    """The one argument of vLLM's own that means something here."""
+    if extra_args is None:
+        return False
+    if not isinstance(extra_args, Mapping):
+        raise ApiError("vllm_xargs must be an object", param="vllm_xargs")
+    return extra_args.get("kv_cache_report_mode") == "full"
 
 
 def _salt(salt: object) -> str | None:

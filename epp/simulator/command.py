@@ -17,8 +17,10 @@ from epp.simulator import faults
 from epp.simulator.config import FleetConfig
 from epp.simulator.engine import EngineConfig, LatencyProfile
 from epp.simulator.errors import ApiError, SimulatorError
+from epp.simulator.events import EventFormat
 from epp.simulator.faults import Faults
 from epp.simulator.fleet import Fleet
+from epp.simulator.hashing import HashForm
 from epp.simulator.publisher import PublisherConfig
 
 
@@ -26,9 +28,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags of `epp simulate`."""
     defaults = FleetConfig(model_path=Path(), model="")
     engine, latency = defaults.engine, defaults.engine.latency
+    parser.formatter_class = _Help
     parser.description = "Run simulated vLLM pods: OpenAI API, real token ids and block hashes, KV events, metrics."
     fleet = parser.add_argument_group("fleet")
     fleet.add_argument("--pods", type=_positive, default=defaults.pods, help="number of pods")
+    fleet.add_argument("--pod-name", default=defaults.pod_name, help="pods are named this, a dash and their number")
     fleet.add_argument("--host", type=_ipv4, default=defaults.host, help="IPv4 address to listen on")
     fleet.add_argument(
         "--base-port", type=_port, default=0, help="pod i: HTTP on this + i, KV events + 100 + i, replay + 200 + i; 0: chosen by the OS"
@@ -55,19 +59,49 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=defaults.publisher.replay_frames,
         help="frames of a reply to a replay; 3: without the topic, as vLLM before 0.26 and SGLang",
     )
+    events.add_argument(
+        "--events-format",
+        choices=[form.value for form in EventFormat],
+        default=defaults.publisher.form.value,
+        help="maps-in-array: vLLM 0.24 to 0.32; maps: shortly before; arrays: 0.17 to 0.23; first-arrays: 0.8.5",
+    )
+    events.add_argument(
+        "--block-hashes",
+        choices=[form.value for form in HashForm],
+        default=defaults.hash_form.value,
+        help="int: vLLM's default; signed: SGLang; bytes: whole digests, VLLM_KV_EVENTS_USE_INT_BLOCK_HASHES=0",
+    )
+    events.add_argument(
+        "--events-topic",
+        default=defaults.publisher.topic,
+        metavar="TOPIC",
+        help="{pod}, {host}, {port} and {model} are filled in; an empty one is vLLM's default (default: %(default)s)",
+    )
+    events.add_argument(
+        "--first-sequence",
+        type=_at_least_0,
+        default=defaults.publisher.first_sequence,
+        help="number of the first batch; llm-d-inference-sim begins with 1",
+    )
+    events.add_argument(
+        "--connect-events",
+        default=defaults.publisher.connect,
+        metavar="ADDRESS",
+        help="publish to this address of a picker that binds (kvEventsConfig.zmqEndpoint), instead of binding a port a pod",
+    )
     wrong = parser.add_argument_group("what goes wrong")
     wrong.add_argument(
         "--faults",
         type=_faults,
-        default=defaults.faults,
+        default="{}",
         metavar="JSON",
-        help='at every pod from the start, as POST /faults takes it: {"drop": {"share": 0.01}}, {"tokens": {"skip": 1}}',
+        help='at every pod from the start, as POST /faults takes it; for example {"drop": {"share": 0.01}, "tokens": {"skip": 1}}',
     )
     wrong.add_argument(
         "--dev-mode",
         action="store_true",
-        help="serve /faults and /restart too, and what vLLM serves with VLLM_SERVER_DEV_MODE=1: /reset_prefix_cache, /sleep, "
-        "/wake_up, /is_sleeping; anybody who reaches a pod can then stop it",
+        help="serve /faults, /restart and /disconnect too, and what vLLM serves with VLLM_SERVER_DEV_MODE=1: /reset_prefix_cache, "
+        "/sleep, /wake_up, /is_sleeping; anybody who reaches a pod can then stop it",
     )
     times = parser.add_argument_group("latency: a step takes max(step, prefill) + decode")
     times.add_argument("--step-ms", type=_duration, default=latency.step_ms, help="shortest step, milliseconds")
@@ -77,6 +111,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     times.add_argument(
         "--decode-us-per-request", type=_duration, default=latency.decode_us_per_request, help="each answer continued, microseconds"
     )
+
+
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Names a default where there is one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return super()._get_help_string(action) if action.default else action.help
 
 
 def run(args: argparse.Namespace) -> int:
@@ -121,7 +162,8 @@ def _announce(fleet: Fleet, endpoints_file: Path | None) -> None:
         except OSError as error:
             raise SimulatorError(f"cannot write --endpoints-file {endpoints_file}: {error.strerror}") from error
     for endpoint in fleet.endpoints:
-        ports = f"kv-events {endpoint.events_port}, replay {endpoint.replay_port}"
+        events = endpoint.events_port or f"to {fleet.config.publisher.connect}"
+        ports = f"kv-events {events}, replay {endpoint.replay_port}"
         sys.stdout.write(f"{endpoint.name}  {endpoint.url}  {ports}\n")
     where = f", endpoints in {endpoints_file}" if endpoints_file else ""
     sys.stdout.write(f"ready: {len(fleet.endpoints)} pods serve {fleet.config.model}{where}\n")
@@ -139,6 +181,14 @@ def _config(args: argparse.Namespace) -> FleetConfig:
         max_num_batched_tokens=args.max_num_batched_tokens,
         latency=latency,
     )
+    publisher = PublisherConfig(
+        form=EventFormat(args.events_format),
+        connect=args.connect_events,
+        topic=args.events_topic,
+        first_sequence=args.first_sequence,
+        buffer_steps=args.buffer_steps,
+        replay_frames=args.replay_frames,
+    )
     return FleetConfig(
         model_path=args.model_path,
         model=args.model,
@@ -150,7 +200,9 @@ def _config(args: argparse.Namespace) -> FleetConfig:
         seed=args.seed,
         hash_seed=args.hash_seed,
         engine=engine,
-        publisher=PublisherConfig(buffer_steps=args.buffer_steps, replay_frames=args.replay_frames),
+        publisher=publisher,
+        hash_form=HashForm(args.block_hashes),
+        pod_name=args.pod_name,
         faults=args.faults,
         dev_mode=args.dev_mode,
     )
@@ -165,6 +217,10 @@ def _faults(text: str) -> Faults:
 
 def _positive(text: str) -> int:
     return _bounded(text, 1)
+
+
+def _at_least_0(text: str) -> int:
+    return _bounded(text, 0)
 
 
 def _at_least_2(text: str) -> int:

@@ -9,7 +9,7 @@ from epp.simulator import faults
 from epp.simulator.engine import EngineConfig
 from epp.simulator.errors import SimulatorError
 from epp.simulator.faults import Faults
-from epp.simulator.hashing import DEFAULT_SEED
+from epp.simulator.hashing import DEFAULT_SEED, HashForm
 from epp.simulator.publisher import PublisherConfig
 
 NAMESPACE = "default"
@@ -30,6 +30,8 @@ class FleetConfig:
     """Served model name."""
     loras: Sequence[str] = ()
     pods: int = 4
+    pod_name: str = "pod"
+    """Pods are named this, a dash and their number."""
     host: str = "127.0.0.1"
     """IPv4 address to listen on; pickers connect to the same."""
     base_port: int = 0
@@ -39,6 +41,7 @@ class FleetConfig:
     """Of the answers, and of faults that strike at random."""
     hash_seed: str = DEFAULT_SEED
     """vLLM's PYTHONHASHSEED."""
+    hash_form: HashForm = HashForm.INT
     engine: EngineConfig = field(default_factory=EngineConfig)
     publisher: PublisherConfig = field(default_factory=PublisherConfig)
     faults: Faults = faults.NONE
@@ -67,6 +70,7 @@ class PodEndpoint:
     host: str
     port: int
     events_port: int
+    """0: it connects to a picker that binds."""
     replay_port: int
 
     @property
@@ -76,5 +80,6 @@ class PodEndpoint:
 
     def entry(self) -> dict[str, object]:
         """The entry of an endpoints file (spec/protocol.md 3.7)."""
-        labels = {names.KV_EVENTS_PORT_LABEL: str(self.events_port), names.KV_REPLAY_PORT_LABEL: str(self.replay_port)}
+        ports = {names.KV_EVENTS_PORT_LABEL: self.events_port, names.KV_REPLAY_PORT_LABEL: self.replay_port} if self.events_port else {}
+        labels = {name: str(port) for name, port in ports.items()}
         return {"name": self.name, "namespace": NAMESPACE, "address": self.host, "port": str(self.port), "labels": labels}

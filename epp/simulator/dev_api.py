@@ -7,6 +7,7 @@
     POST /faults                  from now on these (epp.simulator.faults.Faults) and no others
     DELETE /faults                nothing any more
     POST /restart?down_s=0        202; the process dies at once and another one comes back on the same ports
+    POST /disconnect              every connection to the KV ports is broken; the pod itself goes on
 
 /faults and /restart answer even while the pod hangs. On the event loop, beside `api.PodApi` in one application.
 """
@@ -38,6 +39,9 @@ class Process(Protocol):
     def restart(self, down_s: float) -> None:
         """Die now, and come back after so many seconds."""
 
+    def cut(self) -> None:
+        """Break every connection to the KV ports."""
+
 
 class DevApi:
     """The routes of one pod."""
@@ -56,6 +60,7 @@ class DevApi:
         app.router.add_post("/faults", self._set_faults)
         app.router.add_delete("/faults", self._clear_faults)
         app.router.add_post("/restart", self._restart)
+        app.router.add_post("/disconnect", self._disconnect)
 
     async def _reset_prefix_cache(self, http: web.Request) -> web.Response:
         for name in ("reset_running_requests", "reset_external"):
@@ -97,6 +102,10 @@ class DevApi:
         down_s = _seconds(http.query.get("down_s", "0"))
         self._process.restart(down_s)
         return web.json_response({"status": "restarting", "down_s": down_s}, status=202)
+
+    async def _disconnect(self, http: web.Request) -> web.Response:
+        self._process.cut()
+        return web.json_response({"status": "disconnected"})
 
 
 def _seconds(text: str) -> float:

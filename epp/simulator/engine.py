@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 
 from epp.simulator.block_pool import Block, BlockPool
 from epp.simulator.events import AllBlocksCleared, BlockRemoved, BlockStored, KvEvent
-from epp.simulator.hashing import BlockHasher, ExtraKeys, external, wire_extra_keys
+from epp.simulator.hashing import BlockHasher, ExtraKeys, wire_extra_keys
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +81,8 @@ class Request:
     """At least one token, decided in advance."""
     lora: Lora | None = None
     cache_salt: str | None = None
+    reports_hit: bool = False
+    """Its cached prefix is announced once more when it starts, as with vLLM's kv_cache_report_mode=full."""
 
     tokens: list[int] = field(init=False)
     """Prompt and what has been said so far."""
@@ -266,6 +268,8 @@ class Engine:
         self.stats.prefix_queries += len(request.prompt)
         self.stats.prefix_hits += request.cached_tokens
         self.running.append(request)
+        if request.reports_hit and hit:
+            self._announce(request, 0, len(hit))
         return True
 
     def _compute(self, request: Request, count: int) -> None:
@@ -281,10 +285,13 @@ class Engine:
             request.stored = full
 
     def _store(self, request: Request, start: int, end: int) -> None:
-        digests = request.digests
-        for block, digest in zip(request.blocks[start:end], digests[start:end], strict=True):
+        for block, digest in zip(request.blocks[start:end], request.digests[start:end], strict=True):
             self.pool.store(block, digest)
-        block_size = self.config.block_size
+        self._announce(request, start, end)
+
+    def _announce(self, request: Request, start: int, end: int) -> None:
+        """These blocks of the request are in the cache."""
+        digests, external, block_size = request.digests, self._hasher.external, self.config.block_size
         self._events.append(
             BlockStored(
                 block_hashes=[external(digest) for digest in digests[start:end]],
@@ -298,7 +305,7 @@ class Engine:
         )
 
     def _record_eviction(self, digest: bytes) -> None:
-        self._events.append(BlockRemoved(external(digest)))
+        self._events.append(BlockRemoved(self._hasher.external(digest)))
 
     def _say_next(self, request: Request) -> Output:
         is_first = request.is_prefilling

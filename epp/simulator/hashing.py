@@ -8,9 +8,13 @@ default one.
 import hashlib
 import pickle
 from collections.abc import Callable, Sequence
+from enum import Enum
 
 ExtraKeys = tuple[tuple[str, ...], ...]
 """What a block's hash holds beside its tokens: ("lora", name, path) and ("cache_salt", salt), in this order."""
+
+ExternalHash = int | bytes
+"""A hash as KV events carry it."""
 
 # vLLM 0.32 without PYTHONHASHSEED: the same in every process.
 DEFAULT_SEED = "vllm-none-hash"
@@ -21,11 +25,25 @@ def sha256_pickle(value: object) -> bytes:
     return hashlib.sha256(pickle.dumps(value, protocol=5)).digest()
 
 
+class HashForm(Enum):
+    """How events write a hash."""
+
+    INT = "int"
+    """Low 64 bits of the digest, big-endian: vLLM's default."""
+    SIGNED = "signed"
+    """The same as a signed number: SGLang, and vLLM before it hashed with SHA-256."""
+    BYTES = "bytes"
+    """All of the digest: VLLM_KV_EVENTS_USE_INT_BLOCK_HASHES=0."""
+
+
 class BlockHasher:
     """The hash chain of one engine."""
 
-    def __init__(self, seed: str = DEFAULT_SEED, algorithm: Callable[[object], bytes] = sha256_pickle) -> None:
+    def __init__(
+        self, seed: str = DEFAULT_SEED, algorithm: Callable[[object], bytes] = sha256_pickle, form: HashForm = HashForm.INT
+    ) -> None:
         self._algorithm = algorithm
+        self._form = form
         self.root = algorithm(seed)
         """Parent of every first block, vLLM's NONE_HASH."""
 
@@ -33,10 +51,16 @@ class BlockHasher:
         """Digest of one full block; `parent` is None for the first."""
         return self._algorithm((self.root if parent is None else parent, tuple(tokens), extra))
 
+    def external(self, digest: bytes) -> ExternalHash:
+        """The digest as this engine's events carry it."""
+        return external(digest, self._form)
 
-def external(digest: bytes) -> int:
-    """The hash as KV events carry it: the low 64 bits of the digest read big-endian."""
-    return int.from_bytes(digest[-8:], "big")
+
+def external(digest: bytes, form: HashForm = HashForm.INT) -> ExternalHash:
+    """The digest in one of the forms of spec/kv.md 1.7.3."""
+    if form is HashForm.BYTES:
+        return digest
+    return int.from_bytes(digest[-8:], "big", signed=form is HashForm.SIGNED)
 
 
 def wire_extra_keys(extra: ExtraKeys | None) -> list[str] | None:

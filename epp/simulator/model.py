@@ -74,5 +74,5 @@ class ServedModel:
             )
         answer = self.writer.write(prompt, max_tokens=max_tokens, ignore_eos=ask.ignore_eos, seed=ask.seed)
         lora = self.loras.get(ask.model) if wrong.lora_name is None else Lora(1, wrong.lora_name, f"/adapters/{wrong.lora_name}")
-        request = Request(id_, prompt, answer.tokens, lora, wrong.cache_salt or ask.cache_salt)
+        request = Request(id_, prompt, answer.tokens, lora, wrong.cache_salt or ask.cache_salt, ask.reports_hit)
         return PlannedAnswer(request, answer.finish_reason)

@@ -33,17 +33,18 @@ class PodProcess:
     def __init__(self, config: FleetConfig, index: int, context: "zmq.Context[zmq.Socket[bytes]]") -> None:
         """Takes the ports. Raises SimulatorError if one is taken."""
         base = config.base_port + index if config.base_port else 0
-        self.name = f"pod-{index}"
+        self.name = f"{config.pod_name}-{index}"
         self.injector = FaultInjector(config.faults, f"{config.seed}/{self.name}")
         self.pod: Pod
         """The one that lives, or lived last."""
-        self.endpoint = PodEndpoint(self.name, config.host, base, base and base + EVENTS_PORT_OFFSET, base and base + REPLAY_PORT_OFFSET)
+        events, replay = (base + EVENTS_PORT_OFFSET, base + REPLAY_PORT_OFFSET) if base else (0, 0)
+        self.endpoint = PodEndpoint(self.name, config.host, base, events, replay)
         self._config = config
         self._context = context
         self._flows = asyncio.Event()
         """Cleared while the pod hangs."""
         self._sockets: list[socket.socket] = []
-        """Listening: HTTP, and in dev mode events and replay."""
+        """Listening: HTTP, and in dev mode what stands before events and replay."""
         self._reserved: dict[int, socket.socket] = {}
         """Bound and never listening: they refuse connections, and nobody else gets the port, between two lives."""
         self._relays: list[Relay] = []
@@ -64,11 +65,11 @@ class PodProcess:
         self._model = model
         publisher, config = self._publisher, self._config
         assert publisher is not None, "bound by the constructor, or again after a death"
-        engine = Engine(config.engine, BlockHasher(config.hash_seed))
+        engine = Engine(config.engine, BlockHasher(config.hash_seed, form=config.hash_form))
         metrics = PodMetrics(config.model, max_loras=len(config.loras), started_at=time.time())
         self.pod = Pod(self.name, self.endpoint, engine, publisher, metrics, self.injector, self._flows)
-        for relay, port in zip(self._relays, (publisher.events_port, publisher.replay_port), strict=False):
-            await relay.start(config.host, port)
+        for relay in self._relays:
+            await relay.start()
         application = PodApi(self.pod, model).application()
         if config.dev_mode:
             DevApi(self.pod, self).add_routes(application)
@@ -137,24 +138,31 @@ class PodProcess:
             self._down_s = down_s
             self._dies.set_result(None)
 
+    def cut(self) -> None:
+        """Break every connection to the KV ports, as a network does for a moment. In dev mode only."""
+        for relay in self._relays:
+            relay.cut()
+
     # --- ports ----------------------------------------------------------------------------------------------------
     def _bind(self) -> None:
         """Take the three ports; those that the OS chose the first time are kept for life."""
-        config, port = self._config, self.endpoint.port
-        http_port = self._listen(port)
-        ports = self.endpoint.events_port, self.endpoint.replay_port
-        if config.dev_mode:
-            ports = self._listen(ports[0]), self._listen(ports[1])
-            self._relays = [Relay(listening, self._flows) for listening in self._sockets[1:]]
-        inner = (0, 0) if config.dev_mode else ports
+        config, known = self._config, self.endpoint
+        http_port = self._listen(known.port)
+        events, replay = (0, 0) if config.dev_mode else (known.events_port, known.replay_port)
         publisher = self._publisher = EventPublisher(
-            self._context, config.host, events_port=inner[0], replay_port=inner[1], faults=self.injector, config=config.publisher
+            self._context, config.host, events_port=events, replay_port=replay, faults=self.injector, config=config.publisher
         )
-        if not config.dev_mode:
-            ports = publisher.events_port, publisher.replay_port
-        self.endpoint = PodEndpoint(self.name, config.host, http_port, *ports)
-        # llm-d's convention: a picker can tell pod and model from the topic alone.
-        publisher.topic = f"kv@{config.host}:{http_port}@{config.model}"
+        publisher.topic = config.publisher.topic_of(pod=self.name, host=config.host, port=http_port, model=config.model)
+        events, replay = publisher.events_port, publisher.replay_port
+        if config.dev_mode:
+            events, replay = events and self._relay(known.events_port, events), self._relay(known.replay_port, replay)
+        self.endpoint = PodEndpoint(self.name, config.host, http_port, events, replay)
+
+    def _relay(self, port: int, inner: int) -> int:
+        """Stand in front of a port of the publisher; returns where."""
+        port = self._listen(port)
+        self._relays.append(Relay(self._sockets[-1], self._config.host, inner, self._flows))
+        return port
 
     def _listen(self, port: int) -> int:
         """Listen on the port, or on any; returns which."""

@@ -15,18 +15,19 @@ _CHUNK_BYTES = 64 << 10
 class Relay:
     """One listening socket and the connections that came over it."""
 
-    def __init__(self, listening: socket.socket, gate: asyncio.Event) -> None:
-        """Takes over the socket."""
+    def __init__(self, listening: socket.socket, host: str, port: int, gate: asyncio.Event) -> None:
+        """Takes over the socket; everything is passed on to host and port, while the gate is open."""
         self._listening = listening
+        self._inner = host, port
         self._gate = gate
         self._connections: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
 
-    async def start(self, host: str, port: int) -> None:
-        """Pass everything on to there."""
+    async def start(self) -> None:
+        """Accept connections."""
 
         async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            task = asyncio.ensure_future(self._serve(reader, writer, host, port))
+            task = asyncio.ensure_future(self._serve(reader, writer))
             self._connections.add(task)
             task.add_done_callback(self._connections.discard)
 
@@ -37,15 +38,20 @@ class Relay:
         if self._server is not None:
             self._server.close()
         self._listening.close()
+        connections = self.cut()
+        await asyncio.gather(*connections, return_exceptions=True)
+
+    def cut(self) -> list[asyncio.Task[None]]:
+        """Break every connection there is; new ones are welcome. Returns what ends with that."""
         connections = list(self._connections)
         for task in connections:
             task.cancel()
-        await asyncio.gather(*connections, return_exceptions=True)
+        return connections
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, host: str, port: int) -> None:
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Until either side closes."""
         with contextlib.suppress(ConnectionError), contextlib.closing(writer):
-            inner_reader, inner_writer = await asyncio.open_connection(host, port)
+            inner_reader, inner_writer = await asyncio.open_connection(*self._inner)
             with contextlib.closing(inner_writer):
                 ways = [asyncio.ensure_future(self._pass(reader, inner_writer)), asyncio.ensure_future(self._pass(inner_reader, writer))]
                 try:

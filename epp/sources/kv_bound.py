@@ -22,6 +22,7 @@ from epp.sources.kv_messages import (
     LIVE_HIGH_WATER_MARK,
     MESSAGES_A_TURN,
     MESSAGES_ALLOWED,
+    WASTE_FACTOR,
     Allowance,
     Failed,
     Named,
@@ -115,6 +116,9 @@ class BoundSocket:
             self._errors["flood"] += 1
             return
         batch = decode(payload)
+        if not batch.events and not speaker.volume.take(WASTE_FACTOR * len(payload), now):
+            self._errors["flood"] += 1
+            return
         rank = batch.rank or 0
         sequence = speaker.sequences.get(rank)
         if sequence is None:

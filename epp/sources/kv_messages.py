@@ -21,6 +21,8 @@ BLOCKS_A_PART: Final = 512
 MESSAGES_ALLOWED: Final = (2_000, 2_000)
 BYTES_ALLOWED: Final = (16 << 20, 16 << 20)
 BACKLOG: Final = 2_500
+# What says nothing that could be used counts as so many times its bytes: reading it can cost as much.
+WASTE_FACTOR: Final = 8
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ from epp.sources.kv_messages import (
     LIVE_HIGH_WATER_MARK,
     MESSAGES_A_TURN,
     MESSAGES_ALLOWED,
+    WASTE_FACTOR,
     Allowance,
     Delivery,
     Failed,
@@ -235,7 +236,10 @@ class Stream:
         elif not self._host.accepts(frames[0]):
             self._errors["topic"] += 1
         else:
-            self._perform(self._sequence.live(seq, decode(frames[2])))
+            batch = decode(frames[2])
+            self._perform(self._sequence.live(seq, batch))
+            if not batch.events and not self._bytes.take(WASTE_FACTOR * len(frames[2]), self._host.now()):
+                self._cut_off(self._host.now())
 
     def _close_live(self) -> None:
         if self._sub is not None and self._monitor is not None:
@@ -251,16 +255,27 @@ class Stream:
         replay, budget = self._replay, BYTES_A_TURN
         while replay is not None and replay is self._replay and replay.waits and budget > 0:
             frames = replay.next()
-            budget -= sum(map(len, frames)) + 1024
+            size = sum(map(len, frames))
+            budget -= size + 1024
             topic, seq, payload = read_reply(frames)
             if seq is None:
                 self._errors["replay_frames"] += 1
+                self._waste(size)
             elif is_end(frames):
                 self._end_replay(complete=True)
             elif topic is None or self._host.accepts(topic):
-                self._perform(self._sequence.replayed(seq, decode(payload)))
+                batch = decode(payload)
+                self._perform(self._sequence.replayed(seq, batch))
+                if not batch.events:
+                    self._waste(size)
         if replay is not None and replay is self._replay and replay.cut_off and not replay.waits:
             self._end_replay(complete=False)
+
+    def _waste(self, size: int) -> None:
+        """A history may be long, but not of what says nothing: that counts as if it was live."""
+        now = self._host.now()
+        if not self._messages.take(1, now) or not self._bytes.take(size, now):
+            self._cut_off(now)
 
     def _end_replay(self, *, complete: bool) -> None:
         self._close_replay_socket()

@@ -41,6 +41,21 @@ async def test_an_engine_that_is_gone_holds_nothing(rig: Rig, publish: Publish) 
     assert rig.state("a") == "lost"
 
 
+async def test_a_history_of_nothing_is_a_flood_too(rig: Rig, publish: Publish) -> None:
+    """Replies that say nothing are not read for ever; the neighbour is heard meanwhile."""
+    bad, good = publish(), publish()
+    for _ in range(3_000):
+        await bad.publish([{"type": "of another time"}], lost=True)
+    rig.source.sync([endpoint("bad", bad), endpoint("good", good)])
+    await eventually(lambda: (EndpointId("bad"), "flood") in rig.notes.errors)
+    await good.store(PROMPT)
+    await eventually(lambda: rig.hit_tokens("good", PROMPT) == 16)
+    assert rig.hit_tokens("bad", PROMPT) == 0
+    # What was read is not asked for again, so a harmless one comes to its end.
+    await bad.store(OTHER)
+    await eventually(lambda: rig.hit_tokens("bad", OTHER) == 16)
+
+
 async def test_a_peer_that_floods_is_cut_off_and_heard_again(rig: Rig, publish: Publish) -> None:
     """It loses its stream for a moment; its neighbour hears no difference, and what it holds is learnt by replay."""
     bad, good = publish(), publish()

@@ -30,8 +30,8 @@ async def make_bench(model: ServedModel) -> AsyncIterator[Callable[..., Bench]]:
     """Builds benches; they are taken down after the test."""
     made: list[Bench] = []
 
-    def make(config: FleetConfig = CONFIG, **options: object) -> Bench:
-        made.append(Bench(config, model, **options))  # type: ignore[arg-type]  # passed through
+    def make(*configs: FleetConfig, **options: object) -> Bench:
+        made.append(Bench(*(configs or (CONFIG,)), model=model, **options))  # type: ignore[arg-type]  # passed through
         return made[-1]
 
     yield make

@@ -29,12 +29,12 @@ async def test_without_a_replay_socket_a_refused_connection_tells(make_bench: Ca
     """The engine is away for longer than it takes to try again."""
     bench = make_bench(replay=False)
     await bench.start()
-    await bench.both_heard()
+    await bench.all_heard()
     await bench.serve(15)
     await bench.becomes_right()
     await bench.restart(down_s=0.3)
     await bench.becomes_right()
-    await bench.both_heard()
+    await bench.all_heard()
     await bench.serve(15)
     await bench.becomes_right()
 
@@ -43,7 +43,7 @@ async def test_without_a_replay_socket_the_first_batch_tells_of_a_quick_restart(
     """Its number is an old one, its time a new one."""
     bench = make_bench(replay=False)
     await bench.start()
-    await bench.both_heard()
+    await bench.all_heard()
     await bench.serve(15)
     await bench.becomes_right()
     await bench.restart()

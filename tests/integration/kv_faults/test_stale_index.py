@@ -48,7 +48,7 @@ class Picker:
         predictions = Predictions(lambda: self._now, outcomes=self._monitor, prefill_ended=lambda _: None)
         # Nothing but the alarm makes epp ask for what it missed.
         rig = Rig(notes=self.told, predictions=predictions, timing=replace(QUICK, check_s=1000.0))
-        self.bench = Bench(replace(CONFIG, engine=replace(ENGINE, num_blocks=800)), model, rig=rig)
+        self.bench = Bench(replace(CONFIG, engine=replace(ENGINE, num_blocks=800)), model=model, rig=rig)
         self._reader = PageReader(VLLM)
         self._metrics: EndpointMetrics = NEVER_SCRAPED
         self._ids = map(str, itertools.count())

@@ -43,7 +43,7 @@ class Picker:
         self.told = Alarms()
         self._now = 0.0
         predictions = Predictions(lambda: self._now, outcomes=ParityMonitor(self.told), prefill_ended=lambda *_: None)
-        self.bench = Bench(CONFIG, model, rig=Rig(notes=self.told, predictions=predictions, timing=replace(QUICK, check_s=0.1)))
+        self.bench = Bench(CONFIG, model=model, rig=Rig(notes=self.told, predictions=predictions, timing=replace(QUICK, check_s=0.1)))
         self._index = self.bench.rig.index
         self._decisions = map(str, itertools.count())
         self._rng = random.Random(3)
@@ -56,7 +56,7 @@ class Picker:
         hits = self._index.match(TokenizedRequest(TokenState.EXACT, [tokens]), [endpoint], self._now)
         self._index.predict(hits, endpoint, decision, "tiny", self._now, 0.0)
         await self.bench.chat(text, pod)
-        await eventually(lambda: self.bench.blocks_credited(pod) == len(self.bench.fleet.pods[pod].engine.pool.cached))
+        await eventually(lambda: self.bench.blocks_credited(pod) == len(self.bench.pods[pod].engine.pool.cached))
         self._index.answer_ended(decision)
         self._now += SETTLE_S + 0.1
         self._index.sweep(self._now)

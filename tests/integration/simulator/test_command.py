@@ -65,6 +65,24 @@ async def test_a_taken_port(model_folder: Path) -> None:
     assert b"--base-port" in error
 
 
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["--faults", '{"drop": {"share": 2}}'], 2, [b"--faults", b"drop.share"]),
+        (["--faults", '{"silence": "host"}'], 1, [b"--faults", b"--dev-mode"]),
+        (["--events-topic", "kv@{ip}"], 1, [b"--events-topic", b"{host}"]),
+        (["--connect-events", "picker"], 1, [b"picker", b"--connect-events", b"tcp://"]),
+    ],
+)
+async def test_flags_that_mean_nothing(model_folder: Path, arguments: list[str], code: int, words: list[bytes]) -> None:
+    """One sentence names the flag and the place in it, or the remedy."""
+    process = await simulate(model_folder, *arguments)
+    _, error = await asyncio.wait_for(process.communicate(), 60)
+    assert process.returncode == code
+    last = error.splitlines()[-1]
+    assert all(word in last for word in words)
+
+
 async def test_a_cache_smaller_than_the_context(model_folder: Path) -> None:
     """Flags that contradict each other are named."""
     process = await simulate(model_folder, "--num-blocks", 10)

@@ -1,6 +1,6 @@
 """A run as it could have been, in round figures."""
 
-from bench.records import CHUNKS, LONG, SHORT, DirectRow, MemoryRow, Results, Row, Sample, Spread, Step, Work
+from bench.records import CHUNKS, LONG, SHORT, DirectRow, EventsRow, MemoryRow, Results, Row, Sample, Spread, Step, Work
 from epp.testing.bootstrap import Responses
 
 PICKERS = ("epp fast", "epp grpc", "go <epp>")
@@ -43,6 +43,11 @@ def results(*, fast_us: float = 100.0, chunk_us: float = 5.0, leaked_messages: i
             row(Work.BARE, SHORT, name, 100.0, 300.0, messages=6, responses=through),
         ]
     run.memory = [MemoryRow("epp fast", 5000, [20480.0, 20480.0], 70 << 20)]
+    latencies = [[0.001 * i for i in range(1, 101)]] * 2
+    run.events = [
+        EventsRow(0.0, 2.0, [0.1, 0.1], [0, 0], [0.05, 0.05], latencies),
+        EventsRow(10.0, 2.0, [0.5, 0.5], [32_000, 32_000], [0.25, 0.25], latencies),
+    ]
     run.steps = [Step("an access-log entry", Spread((12e-6, 13e-6, 14e-6)))]
     run.held = {"a process": 210e6, "a block": 119.6}
     run.facts = {"epp": "1", "machine": "a <machine>"}

@@ -54,6 +54,17 @@ def test_only_what_was_measured_is_a_goal() -> None:
     assert len(goals(run)) == 1
 
 
+def test_a_block_of_an_event_costs_what_the_picker_takes_more_than_without() -> None:
+    """Its standing costs are not in it; latencies are those of the same rate."""
+    lines = terminal.render(builders.results()).splitlines()
+    never, often = (next(line for line in lines if line.startswith(start)).split() for start in ("never", "10 times a second"))
+
+    assert never[1:] == ["0", "5%", "200", "50.0", "ms", "90.0", "ms", "99.0", "ms"]
+    assert often[4:8] == ["16,000", "25%", "12.5", "us"]
+    row = json.loads(results.encode(builders.results()))["events"][1]
+    assert (row["times_a_second"], row["blocks"], row["latency_s"]["p99"]["median"]) == (10.0, [32_000, 32_000], pytest.approx(0.099))
+
+
 def test_the_text_says_what_was_measured() -> None:
     """Absolute, as a multiple of the calibration, and beside Envoy."""
     text = terminal.render(builders.results(fast_us=100.0, chunk_us=54.0))

@@ -227,7 +227,7 @@ WITH_REPLAY = {
         reply 0@1       ->
         end             ->                              [live]
     """,
-    "a publisher that keeps leaving out the same batch is not asked for ever": """
+    "a publisher that keeps leaving out the same batch is taken at its word: what came before is not sure any more, what follows is": """
         connect         -> replay 0
         reply 0@1 2@3   -> apply 0
         end             -> replay 0
@@ -235,8 +235,10 @@ WITH_REPLAY = {
         end             -> replay 0
         reply 0@1 2@3   ->
         end             -> replay 0
-        reply 0@1 2@3   ->
-        end             ->                              [partial]
+        live 5@6        ->
+        reply 0@1 2@3 3@4 4@5 -> clear, apply 2, apply 3, apply 4
+        end             -> apply 5                      [partial]
+        live 6@7        -> apply 6                      [partial]
     """,
     "a ring that has moved on past us: nothing that was known is sure any more": """
         connect         -> replay 0

@@ -28,6 +28,7 @@ USER = {"role": "user", "content": "Hi"}
         ({"max_tokens": 0}, "max_tokens"),
         ({"max_completion_tokens": "9"}, "max_completion_tokens"),
         ({"cache_salt": "a/b"}, "cache_salt"),
+        ({"vllm_xargs": "full"}, "vllm_xargs"),
     ],
 )
 def test_refused_chats(change: dict[str, Any], word: str) -> None:

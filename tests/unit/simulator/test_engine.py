@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from epp.simulator.engine import Engine, EngineConfig, LatencyProfile, Request, Step, StepResult
 from epp.simulator.events import AllBlocksCleared, BlockRemoved, BlockStored, KvEvent
-from epp.simulator.hashing import BlockHasher, external
+from epp.simulator.hashing import BlockHasher, ExternalHash, external
 
 CONFIG = EngineConfig(
     block_size=4,
@@ -48,6 +48,18 @@ def run_out(engine: Engine) -> list[KvEvent]:
     while engine.start_step() is not None:
         events += engine.finish_step().events
     return events
+
+
+def test_a_hit_is_announced_again_where_that_is_asked_for() -> None:
+    """The whole prefix from token 0 on, as if it was stored; what is not a hit follows as ever."""
+    engine = engine_with([a_request("a", range(8))])
+    run_out(engine)
+    request = a_request("b", range(16))
+    request.reports_hit = True
+    engine.add(request)
+    hit, rest = (event for event in run_out(engine) if isinstance(event, BlockStored))
+    assert (hit.parent_block_hash, hit.token_ids, rest.token_ids) == (None, list(range(8)), list(range(8, 16)))
+    assert rest.parent_block_hash == hit.block_hashes[-1]
 
 
 def test_an_idle_engine_has_no_steps() -> None:
@@ -242,8 +254,8 @@ def test_whatever_happens_the_books_balance(actions: list[tuple[list[int], int] 
     """No block is both free and used, no hit covers a whole prompt, and who counts stores and removals knows the cache."""
     config = EngineConfig(block_size=2, num_blocks=20, max_num_seqs=3, max_num_batched_tokens=6)
     engine = Engine(config, BlockHasher())
-    copies: Counter[int] = Counter()
-    digests: dict[int, bytes] = {}
+    copies: Counter[ExternalHash] = Counter()
+    digests: dict[ExternalHash, bytes] = {}
     in_step = False
     # The last request's step publishes what a reset before it left behind.
     for action in [*actions, ([0], 1), *["start", "finish"] * 200]:
@@ -270,7 +282,7 @@ def test_whatever_happens_the_books_balance(actions: list[tuple[list[int], int] 
     assert sum(copies.values()) <= engine.pool.capacity
 
 
-def apply(copies: Counter[int], events: Sequence[KvEvent]) -> None:
+def apply(copies: Counter[ExternalHash], events: Sequence[KvEvent]) -> None:
     """Count physical copies as a picker may."""
     for event in events:
         if isinstance(event, BlockStored):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from epp.simulator.hashing import DEFAULT_SEED, BlockHasher, external, wire_extra_keys
+from epp.simulator.hashing import DEFAULT_SEED, BlockHasher, HashForm, external, wire_extra_keys
 
 
 @pytest.mark.parametrize(
@@ -19,6 +19,14 @@ def test_vectors(seed: str, root: str, first: int, second: int) -> None:
     one = hasher.digest(None, [1, 2, 3, 4], None)
     two = hasher.digest(one, [5, 6, 7, 8], (("cache_salt", "S"),))
     assert (hasher.root[:8].hex(), external(one), external(two)) == (root, first, second)
+
+
+@pytest.mark.parametrize(
+    ("form", "hash_"), [(HashForm.INT, (1 << 64) - 2), (HashForm.SIGNED, -2), (HashForm.BYTES, b"\x01" * 24 + b"\xff" * 7 + b"\xfe")]
+)
+def test_forms_of_a_hash(form: HashForm, hash_: int | bytes) -> None:
+    """Low 64 bits, without or with a sign, or all of it."""
+    assert BlockHasher(form=form).external(b"\x01" * 24 + b"\xff" * 7 + b"\xfe") == hash_
 
 
 def test_extra_keys_lose_tag_and_path_on_the_wire() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from epp.simulator.engine import Engine, EngineConfig, Lora, Request
 from epp.simulator.events import BlockRemoved, BlockStored, KvEvent, encode_batch
-from epp.simulator.hashing import BlockHasher, external
+from epp.simulator.hashing import BlockHasher, ExternalHash, external
 from tests.unit.simulator import recording
 
 BLOCK_SIZE = 32
@@ -74,7 +74,7 @@ def answer_of(prompt: list[int], length: int, recorded: list[BlockStored]) -> li
     """The answer vLLM gave, as far as blocks that it filled tell; where none does, its tokens make no difference."""
     tail = prompt[len(prompt) // BLOCK_SIZE * BLOCK_SIZE :]
     said: list[int] = []
-    last: int | None = None
+    last: ExternalHash | None = None
     for event in recorded:
         is_next = last is not None and event.parent_block_hash == last
         if is_next or (not said and len(event.block_hashes) == 1 and event.token_ids[: len(tail)] == tail):

@@ -1,0 +1,85 @@
+"""Long payloads are the same as short ones to whoever reads them, and little made to become much becomes nothing."""
+
+import tracemalloc
+
+import msgspec
+import pytest
+
+from epp.kvcache.unpack import MALFORMED, MAX_EVENTS, MAX_FIELDS, NESTED_BYTES, PLAIN_BYTES, unpack
+
+encode = msgspec.msgpack.Encoder().encode
+TOKENS = list(range(PLAIN_BYTES))
+STORED = {
+    "type": "BlockStored",
+    "block_hashes": [1 << 63, b"\x01" * 32, -5],
+    "parent_block_hash": None,
+    "token_ids": TOKENS,
+    "block_size": 16,
+    "medium": "GPU",
+    "extra_keys": [None, ["adapter"], [["picture", -3]]],
+    "session": {"of": "someone"},
+}
+REMOVED = {"type": "BlockRemoved", "block_hashes": [7], "medium": "GPU"}
+ODD = [5, "text", None, [], {}]
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [
+        [1.5, [STORED, REMOVED, *ODD], 0],
+        {"ts": 1.5, "events": [STORED, *ODD], "data_parallel_rank": None},
+        [1.5, [list(STORED.values()), list(REMOVED.values())]],
+        [1.5, [REMOVED] * 5_000, 0],
+        [1.5, [{**STORED, "extra_keys": [None] * 300_000}], 0],
+    ],
+    ids=["maps in an array", "maps", "arrays", "many removals", "many blocks"],
+)
+def test_a_long_batch_is_decoded_as_it_is(batch: object) -> None:
+    """But for events that are no array and no map: they are marked."""
+    payload = encode(batch)
+    assert len(payload) > PLAIN_BYTES
+    expected = msgspec.msgpack.decode(payload)
+    events = expected["events"] if isinstance(expected, dict) else expected[1]
+    events[:] = [event if isinstance(event, list | dict) else MALFORMED for event in events]
+    assert unpack(payload) == expected
+
+
+def array(entries: int, rest: bytes) -> bytes:
+    return b"\xdd" + entries.to_bytes(4, "big") + rest
+
+
+SIZE = 3 << 20
+EMPTY = b"\x90" * SIZE
+HEAD = b"\x93\xcb" + bytes(8)
+BOMBS = {
+    "a batch of empty arrays": array(SIZE, EMPTY),
+    "events that are empty arrays": HEAD + array(SIZE, EMPTY) + b"\x00",
+    "a list of a million of something": HEAD + b"\x91\x81\xa1x" + array(SIZE, b"\xc0" * SIZE) + b"\x00",
+    "a field of empty arrays": HEAD + b"\x91\x81\xa1x" + array(SIZE, EMPTY) + b"\x00",
+    "an event of empty maps": HEAD + b"\x91" + array(SIZE, b"\x80" * SIZE) + b"\x00",
+    "many fields of some": HEAD + array(60, (b"\x81\xa1x" + array(SIZE // 60, b"\x90" * (SIZE // 60))) * 60) + b"\x00",
+    "deeper than anything": HEAD + b"\x91\x81\xa1x" + b"\x91" * SIZE,
+    "more than there is": HEAD + b"\xdd\xff\xff\xff\xff" + EMPTY,
+    "longer than there is": HEAD + b"\xc6\xff\xff\xff\xff" + EMPTY,
+}
+
+
+@pytest.mark.parametrize("bomb", BOMBS)
+def test_a_bomb_stays_small(bomb: str) -> None:
+    """It costs an event, or the batch, and a few times its own size; plainly decoded some become hundreds of megabytes."""
+    tracemalloc.start()
+    try:
+        unpack(BOMBS[bomb])
+    except (ValueError, RecursionError):
+        pass
+    finally:
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    assert peak < 6 * SIZE + 64 * NESTED_BYTES + 200 * MAX_EVENTS
+
+
+def test_an_event_that_is_too_much_costs_only_itself() -> None:
+    """The next one is read."""
+    wide = {str(i): 0 for i in range(MAX_FIELDS + 1)}
+    nested = {"type": "x", "field": [[]] * (NESTED_BYTES + 1)}
+    assert unpack(encode([0.0, [wide, nested, STORED], 0])) == [0.0, [MALFORMED, MALFORMED, STORED], 0]
