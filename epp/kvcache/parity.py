@@ -149,6 +149,7 @@ class ParityMonitor:
         endpoint, verdict, divergence = settled.endpoint, settled.verdict, settled.divergence
         self._reporter.parity_settled(endpoint, settled.model, verdict.value)
         if verdict is not Verdict.UNSEEN:
+            self._unusable.pop(endpoint, None)
             where = (None, 0) if divergence is None else (divergence.cause, divergence.token)
             self._found(settled.model, _BLOCKS, _Finding(endpoint, *where))
             self._found(settled.model, _SILENCE, _Finding(endpoint, at=settled.at), only_endpoint=True)
@@ -265,6 +266,8 @@ class ParityMonitor:
             text += f": engines count {abs(more)} {'more' if more > 0 else 'less'}"
         elif cause is Cause.TEMPLATE:
             text += f": prompts differ from token {min(places)} on"
+        elif kind is _SILENCE and cause is Cause.INDEX:
+            text = "their events go on from blocks that were stored before we listened: is there a replay socket?"
         elif kind is _SILENCE and cause is not Cause.SILENT:
             reasons = {self._unusable[finding.endpoint] for finding in wrong if finding.endpoint in self._unusable}
             text += f": their events cannot be used ({', '.join(sorted(reasons)).replace('_', ' ')})"

@@ -1,17 +1,19 @@
-"""A picker and two engines as far as parity is concerned: decisions go through the precise producer, events come as payloads, answers end.
+"""A picker and two engines as far as parity is concerned: requests are picked, events come as payloads, answers come by and end.
 
-The producer, decoding, index, predictions and monitor are the real ones; engines are engine.Engine, and the clock is told the time.
+The director, scheduler, precise producer, reading of usage, decoding of events, index, predictions and monitor are the real ones;
+engines are engine.Engine, and the clock is told the time.
 """
 
 import itertools
+import json
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
+from epp.datastore import EndpointsListed, PoolState
 from epp.domain import (
     Api,
-    Decision,
     DecisionId,
     EndCause,
     Endpoint,
@@ -19,22 +21,25 @@ from epp.domain import (
     EndpointMetrics,
     InferenceRequest,
     ParityLoss,
-    ProfileResult,
     RequestEnd,
     TokenizedRequest,
     TokenState,
     Usage,
 )
+from epp.extproc.events import AnswerListener, Route
 from epp.kvcache.events import decode
 from epp.kvcache.index import PrefixIndex
 from epp.kvcache.parity import ParityMonitor
 from epp.kvcache.predictions import SETTLE_S, Predictions, PrefillEnded
+from epp.picking import Director
 from epp.plugins.producers.precise_prefix_cache import PrecisePrefixCacheParams, PrecisePrefixCacheProducer
 from epp.reporter import Reporter
 from epp.scheduling.params import Duration
+from epp.scheduling.profile import Profile
 from epp.scheduling.registry import Collaborators
-from epp.testing.builders import make_cycle
+from epp.scheduling.scheduler import Scheduler
 from tests.unit.kvcache.engine import Engine
+from tests.unit.picking.rig import FirstPicker, OneProfile
 
 PODS = [EndpointId("ns/a"), EndpointId("ns/b")]
 ENDPOINTS = [Endpoint(pod, f"10.0.0.{i}", 8000) for i, pod in enumerate(PODS)]
@@ -87,8 +92,12 @@ class Fleet:
             endpoint.id: Engine(self._publisher(endpoint.id), capacity=capacity, block_size=engine_block_size, seed=i)
             for i, endpoint in enumerate(endpoints)
         }
-        self._open: dict[DecisionId, Decision] = {}
-        self._ids = map(str, itertools.count())
+        self._pool = PoolState()
+        self._pool.apply(EndpointsListed(endpoints))
+        self._directors: dict[float, Director] = {}
+        """By the life of what they speculate."""
+        self._open: dict[DecisionId, tuple[Director, AnswerListener]] = {}
+        self._ids = itertools.count()
 
     def _publisher(self, pod: EndpointId) -> Callable[[bytes], None]:
         return lambda payload: self.index.apply(pod, 0, decode(payload))
@@ -106,23 +115,44 @@ class Fleet:
         model: str = "m",
     ) -> DecisionId:
         """A request with these tokens, as we take them to be, goes to a pod."""
-        params = PrecisePrefixCacheParams(speculative_indexing=ttl_s > 0, speculative_ttl=Duration(ttl_s))
-        producer = PrecisePrefixCacheProducer("p", params, Collaborators(self.index))
-        request = InferenceRequest(api, "/", model, body, 100, cache_salt=salt)
+        request = InferenceRequest(api, "/", model, body or {}, 100, cache_salt=salt)
         tokenized = TokenizedRequest(TokenState.EXACT, [list(tokens)], lora=lora, cache_salt=salt)
-        cycle = make_cycle(self.endpoints, tokens=tokenized, request=request, now=self.now)
-        producer.produce(cycle)
-        chosen = ProfileResult("default", self.endpoints, [], [], [endpoint for endpoint in self.endpoints if endpoint.id == pod])
-        decision = Decision(DecisionId(next(self._ids)), "r", chosen, {"default": chosen}, request, tokenized)
-        producer.decided(cycle, decision)
-        self._open[decision.id] = decision
-        return decision.id
+        self._coming = request, tokenized
+        director = self._directors.get(ttl_s) or self._direct(ttl_s)
+        address = next(endpoint.host_port for endpoint in self.endpoints if endpoint.id == pod)
+        route = director.pick({}, [address], b"{}")
+        assert isinstance(route, Route)
+        assert route.listener is not None
+        decision_id = DecisionId(route.decision_id)
+        self._open[decision_id] = director, route.listener
+        return decision_id
 
     def answer(self, decision_id: DecisionId, usage: Usage | None = None, **end: object) -> None:
-        """Its answer ends."""
-        producer = PrecisePrefixCacheProducer("p", PrecisePrefixCacheParams(), Collaborators(self.index))
-        ended = replace(RequestEnd(decision_id, EndCause.FINISHED, status=200, usage=usage), **end)  # type: ignore[arg-type]  # a field's
-        producer.ended(self._open.pop(decision_id), ended)
+        """Its answer comes by, if `usage` is given, and ends."""
+        director, listener = self._open.pop(decision_id)
+        if usage is not None:
+            details = {} if usage.cached_tokens is None else {"prompt_tokens_details": {"cached_tokens": usage.cached_tokens}}
+            listener.began(200, event_stream=False)
+            listener.body(json.dumps({"choices": [], "usage": {"prompt_tokens": usage.prompt_tokens, **details}}).encode())
+        director.ended(replace(RequestEnd(decision_id, EndCause.FINISHED, status=200), **end))  # type: ignore[arg-type]  # a field's
+
+    def _direct(self, ttl_s: float) -> Director:
+        """The director of a picker that speculates for so long; 0: not at all."""
+        params = PrecisePrefixCacheParams(speculative_indexing=ttl_s > 0, speculative_ttl=Duration(ttl_s))
+        producer = PrecisePrefixCacheProducer("p", params, Collaborators(self.index))
+        profile = Profile("default", [], [], FirstPicker(), self.told)
+        self._directors[ttl_s] = director = Director(
+            parse=lambda _headers, _body: self._coming[0],
+            tokenize=lambda _: self._coming[1],
+            snapshot=self._pool.snapshot,
+            scheduler=Scheduler({"default": profile}, OneProfile(), [producer], [producer], self.told),
+            reporter=self.told,
+            now=lambda: self.now,
+            rng=random.Random(1),
+            new_id=lambda: str(next(self._ids)),
+            new_request_id=lambda: "r",
+        )
+        return director
 
     def end(self, *decisions: DecisionId, usage: Usage | None = None) -> None:
         """Their answers end, and time passes."""

@@ -344,7 +344,8 @@ def test_an_engine_that_was_warm_before_us_and_cannot_replay_is_named() -> None:
     for _ in range(20):
         fleet.serve(chat(rng), A)
     (loss,) = fleet.told.lost
-    assert loss.cause == "index"
+    assert (loss.cause, fleet.stale) == ("index", [])
+    assert "is there a replay socket?" in loss.detail
 
 
 def test_a_burst_that_is_not_heard_of_yet_is_no_silence() -> None:
