@@ -191,7 +191,7 @@ def _chat(text: str) -> dict[str, object]:
 
 def _digests(tokens: Sequence[int]) -> list[bytes]:
     """vLLM's hashes of the full blocks."""
-    hasher, digests = BlockHasher(), [None]
+    hasher, digests = BlockHasher(), list[bytes]()
     for start in range(0, len(tokens) // BLOCK_SIZE * BLOCK_SIZE, BLOCK_SIZE):
-        digests.append(hasher.digest(digests[-1], tokens[start : start + BLOCK_SIZE], None))
-    return digests[1:]
+        digests.append(hasher.digest(digests[-1] if digests else None, tokens[start : start + BLOCK_SIZE], None))
+    return digests
