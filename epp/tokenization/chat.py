@@ -6,7 +6,7 @@ but for the local date that a template may ask for; called once a request.
 """
 
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from os.path import commonprefix
 from typing import Final
@@ -18,7 +18,7 @@ from epp.tokenization.content_format import ContentFormat
 from epp.tokenization.encoder import Encoder
 from epp.tokenization.limits import Limits
 from epp.tokenization.messages import Accepted, conversation, has_media, without_developer_role, without_media
-from epp.tokenization.template import STEPS, ChatTemplate, compiled
+from epp.tokenization.template import STEPS, Template, compiled
 
 Fields = Mapping[str, object]
 
@@ -64,9 +64,10 @@ class ChatSettings:
     """What a request means that does not say."""
 
     def sources(self) -> list[str]:
-        """The text of every template that may apply."""
+        """The text of every template that may apply, but for those of requests."""
         models = self.model_template.values() if isinstance(self.model_template, Mapping) else [self.model_template]
-        return [source for source in (self.own_template, self.processor_template, *models) if source is not None]
+        default = self.default_kwargs.get("chat_template")
+        return [source for source in (self.own_template, self.processor_template, *models, default) if isinstance(source, str)]
 
 
 @dataclass(slots=True)
@@ -93,9 +94,12 @@ class Chat:
 class ChatRenderer:
     """Renders the chats of one model. Immutable, thread-safe."""
 
-    def __init__(self, settings: ChatSettings, encoder: Encoder) -> None:
+    def __init__(self, settings: ChatSettings, encoder: Encoder, foreign: Callable[[str], Template] = compiled) -> None:
+        """`foreign` gives the template of a text that came with a request."""
         self.settings = settings
         self._encoder = encoder
+        self._foreign = foreign
+        self._own_sources = frozenset(settings.sources())
 
     def token_ids(self, chat: Chat) -> TokenIds:
         """Token ids of the conversation. Raises NoTokensError."""
@@ -173,7 +177,7 @@ class ChatRenderer:
         if arguments.get("tokenize") and _SWALLOWED.intersection(arguments):
             raise NoTokensError(Reason.UNSUPPORTED, "chat_template_kwargs that steer the tokenizer")
 
-    def template(self, given: object, tools: object) -> ChatTemplate:
+    def template(self, given: object, tools: object) -> Template:
         """The template that applies where the request or the server names `given` (spec/kv.md 4.3.4). Raises NoTokensError."""
         named = self.settings.model_template
         if isinstance(given, str):
@@ -186,7 +190,7 @@ class ChatRenderer:
             source = named
         if source is None:
             raise refused("the model has no chat template")
-        return compiled(source)
+        return compiled(source) if source in self._own_sources else self._foreign(source)
 
     def _reused_ids(self, chat: Chat) -> TokenIds | None:
         """Ids a prefill stage forwarded, which replace the rendering (spec/kv.md 4.5)."""

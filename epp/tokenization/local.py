@@ -30,6 +30,7 @@ from epp.tokenization.generate import generate_prompts
 from epp.tokenization.handover import EFFECTIVE_TOKENIZER, MISTRAL, Handover, prove
 from epp.tokenization.pieces import Pieces
 from epp.tokenization.responses import read_responses
+from epp.tokenization.strangers import Strangers
 from epp.tokenization.template import STEPS, TooManyStepsError, compiled
 from epp.tokenization.vocabularies import PACKAGES, materialise
 
@@ -117,6 +118,7 @@ class LocalTokenizer:
         self._executor: Executor | None = None
         self._loaded: _Loaded | None = None
         self._flight = SingleFlight()
+        self._strangers = Strangers()
 
     @property
     def lora_modules(self) -> frozenset[str]:
@@ -167,7 +169,8 @@ class LocalTokenizer:
         return await asyncio.get_running_loop().run_in_executor(self._executor, self._prompts, request)
 
     async def close(self) -> None:
-        """Nothing to give back."""
+        """End the process that renders templates of requests."""
+        self._strangers.close()
 
     def _prompts(self, request: InferenceRequest, steps: int = STEPS) -> Prompts:
         loaded, body = self._loaded, request.body
@@ -220,7 +223,7 @@ class LocalTokenizer:
             handover.transformers_version,
         )
         self._warm_up(encoder, settings)
-        renderer = ChatRenderer(settings, encoder)
+        renderer = ChatRenderer(settings, encoder, self._strangers.template)
         return _Loaded(encoder, renderer, manners(renderer), other_renderer)
 
     def _warm_up(self, encoder: Encoder, settings: ChatSettings) -> None:

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NoReturn, Protocol
 
 import jinja2
 from jinja2 import meta, nodes
@@ -167,6 +167,29 @@ def _compiled(source: str, environment: _Sandbox) -> jinja2.Template:
     return jinja2.Template.from_code(environment, environment.compile(tree), environment.make_globals(None))
 
 
+class Template(Protocol):
+    """A template that can be rendered: here (ChatTemplate), or somewhere else (StrangersTemplate)."""
+
+    source: str
+    variables: frozenset[str]
+    """Names it does not define itself."""
+    content_format: ContentFormat
+    knows_developer: bool
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[object] | None = None,
+        documents: Sequence[object] | None = None,
+        add_generation_prompt: bool = False,
+        continue_final_message: bool = False,
+        variables: Mapping[str, object],
+        steps: int = STEPS,
+    ) -> str:
+        """The prompt text. Raises NoTokensError."""
+
+
 class ChatTemplate:
     """One compiled template. Immutable."""
 
@@ -255,5 +278,5 @@ def takes_later_systems(source: str) -> bool:
 
 @lru_cache(maxsize=32)
 def compiled(source: str) -> ChatTemplate:
-    """The template of a text; bounded, because a trusted request may carry its own."""
+    """The template of a text."""
     return ChatTemplate(source)

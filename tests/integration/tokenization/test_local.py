@@ -236,3 +236,20 @@ def test_identical_long_prompts_are_encoded_once(recorded: Tokenization) -> None
 
     answers = asyncio.run(burst())
     assert all(answer.prompts is answers[0].prompts for answer in answers)
+
+
+def test_a_request_s_own_template_is_rendered_where_it_can_take_nothing(recorded_folder: Path) -> None:
+    """Where the servers trust requests' templates: as a field and as an argument, with the ids it makes; one without measure has none."""
+    tokenization = started(LocalTokenizerConfig(path=str(recorded_folder), trust_request_chat_template=True))
+    own = "{% for m in messages %}[{{ m.content }}]{% endfor %}"
+    doubling = "{% set ns = namespace(s='aaaaaaaa') %}{% for i in range(60) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}"
+    try:
+        chat = {"messages": [{"role": "user", "content": "hi"}]}
+        expected = tokens(started(LocalTokenizerConfig(path=str(recorded_folder), chat_template=own)), **chat)
+        assert expected.state is TokenState.EXACT
+        assert tokens(tokenization, **chat, chat_template=own) == expected
+        assert tokens(tokenization, **chat, chat_template_kwargs={"chat_template": own}) == expected
+        answer = tokens(tokenization, **chat, chat_template=doubling)
+        assert (answer.state, answer.reason) == (TokenState.ABSENT, "template_error")
+    finally:
+        asyncio.run(tokenization.close())
