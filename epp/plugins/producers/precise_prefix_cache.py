@@ -125,7 +125,8 @@ class KVEventsConfig:
     topic_filter: str = "kv@"
     """Prefix of the ZMQ topics to subscribe to."""
     concurrency: Annotated[int, NO_EFFECT] = 4
-    engine_type: Annotated[Literal["vllm", "sglang"], NOT_YET] = "vllm"
+    engine_type: Annotated[Literal["vllm", "sglang"], NO_EFFECT] = "vllm"
+    """Each event says by its shape whose it is, so one pool may mix engines."""
     discover_pods: bool = True
     """Subscribe to each endpoint."""
     pod_discovery_config: PodDiscoveryConfig = field(default_factory=PodDiscoveryConfig)

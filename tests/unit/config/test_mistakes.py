@@ -57,7 +57,7 @@ MISTAKES = [
     (PRECISE % "{indexerConfig: {tokenizersPoolConfig: {}}}", "token ids come from a token-producer"),
     (PRECISE % "{indexerConfig: {kvCacheBackendConfigs: [{name: gpu, weight: 0.5}]}}", "kvCacheBackendConfigs: known, not supported yet"),
     (PRECISE % "{indexerConfig: {kvBlockIndexConfig: {inMemoryConfig: {size: big}}}}", "size: must be a whole number, not 'big'"),
-    (PRECISE % "{kvEventsConfig: {engineType: sglang}}", "engineType: 'sglang' is known, not supported yet"),
+    (PRECISE % "{kvEventsConfig: {engineType: trt}}", "engineType: unknown 'trt'; allowed are vllm, sglang"),
     (PRECISE % "{kvEventsConfig: {podDiscoveryConfig: {socketPort: 70000}}}", "socketPort: 70000 is out of range, must be 1 to 65535"),
     (PRECISE % "{speculativeTTL: 1s, speculativettl: 1s}", "speculativettl: is given twice, in different spellings"),
     (TOKENS % "{vllm: {}}", "modelName: is needed with vllm"),
