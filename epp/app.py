@@ -30,6 +30,7 @@ from epp.errors import ConfigError
 from epp.kvcache.index import PrefixIndex
 from epp.kvcache.parity import ParityMonitor
 from epp.kvcache.predictions import Predictions
+from epp.kvcache.tiers import MEDIUMS
 from epp.observability import prometheus
 from epp.observability.decision_log import DecisionLog
 from epp.observability.log_format import configure_logging
@@ -133,7 +134,12 @@ class App:
         events = precise.kv_events_config if precise else None
         watched = events is not None and (events.discover_pods or bool(events.zmq_endpoint))
         predictions = Predictions(time.monotonic, settled=ParityMonitor(self._reporter).settled, prefill_ended=self._on_prefill_ended)
-        self._index = PrefixIndex(self._reporter, default_block_size=unit, predictions=predictions if watched else None)
+        self._index = PrefixIndex(
+            self._reporter,
+            default_block_size=unit,
+            predictions=predictions if watched else None,
+            mediums=tuple(precise.indexer_config.weights) if precise else MEDIUMS,
+        )
         built = config.build(self._config, Collaborators(index=self._index), self._reporter)
         self._scheduler = built.scheduler
         self._executor = ThreadPoolExecutor(TOKENIZER_THREADS, thread_name_prefix="tokenize")

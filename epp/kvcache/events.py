@@ -16,14 +16,8 @@ from typing import Final
 
 import msgspec
 
-from epp.domain import EngineHash
+from epp.domain import GPU, EngineHash, medium_name
 from epp.kvcache.keys import NO_EXTRAS, TOKEN_BYTES, Extras, engine_hash, pack_tokens, salt_extras, wire_extras
-
-GPU: Final = "gpu"
-CPU: Final = "cpu"
-STORAGE: Final = "storage"
-# SGLang's names.
-_MEDIUMS: Final = {"": GPU, "cpu_pinned": CPU, "disk": STORAGE}
 
 # No engine has more to say in one step; a batch with more errors than this is not looked at further.
 MAX_ERRORS: Final = 100
@@ -60,7 +54,7 @@ class BlockStored:
     """Tokens a block; 0 in placeholders."""
     lora: str | None = None
     medium: str = GPU
-    """As by `medium_name`."""
+    """As by `domain.medium_name`."""
     extras: list[Extras] | None = None
     """Canonical, one a block; None: no block has any."""
     group: int | None = None
@@ -125,12 +119,6 @@ def decode(payload: bytes) -> Batch:
         errors.append("payload")
     rank = fields.get("data_parallel_rank")
     return Batch(_timestamp(fields.get("ts")), rank if isinstance(rank, int) else None, events, tuple(errors))
-
-
-def medium_name(raw: str) -> str:
-    """The one name of a medium: lower case, and ours where engines have several."""
-    lower = raw.lower()
-    return _MEDIUMS.get(lower, lower)
 
 
 def slices(batch: Batch, max_blocks: int) -> Iterator[Batch]:

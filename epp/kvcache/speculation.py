@@ -34,6 +34,9 @@ class Speculations:
                 entries[key] = until
         self._added.append((until, endpoint, chain))
 
+    def __contains__(self, endpoint: EndpointId) -> bool:
+        return endpoint in self._until
+
     def prefix(self, endpoint: EndpointId, chain: Sequence[BlockKey], now: float) -> int:
         """How many leading blocks of the chain are speculated for the endpoint and not expired."""
         entries = self._until.get(endpoint)

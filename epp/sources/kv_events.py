@@ -199,14 +199,14 @@ class KvEventSource:
         queries, before = metrics.prefix_queries, self._queries.get(endpoint)
         if queries is not None:
             self._queries[endpoint] = queries
-        blocks = self._index.blocks(endpoint)
-        if not blocks:
+        ranks = self._index.gpu_blocks(endpoint)
+        if not any(ranks.values()):
             return
         if metrics.asleep:
             self._reporter.kv_event_error(endpoint, "the_engine_sleeps")
             for key in self._keys_of(endpoint):
                 self._index.clear(*key)
-        elif metrics.num_blocks and blocks > metrics.num_blocks:
+        elif metrics.num_blocks and max(ranks.values()) > metrics.num_blocks:  # which counts one rank's
             self._distrust(endpoint, "more_blocks_than_the_engine_has")
         elif queries is not None and before is not None and queries < before:
             self._distrust(endpoint, "the_engine_began_anew")
