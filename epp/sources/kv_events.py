@@ -16,7 +16,7 @@ event loop.
 import asyncio
 import itertools
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -192,7 +192,7 @@ class KvEventSource:
     def reconcile(self, endpoint: EndpointId, metrics: EndpointMetrics) -> None:
         """What an engine's metrics say against what its events said (spec/kv.md 8, rule 6).
 
-        One that sleeps holds nothing, whether or not it said so. One that is taken to hold more blocks than it has, or whose
+        One that sleeps holds nothing, whether or not it said so. One of which a rank is taken to hold more blocks than it has, or whose
         counters went back because it is a new process, has lost some of which nobody told us: what it said is forgotten, and
         learnt anew where a replay can tell.
         """
@@ -206,18 +206,21 @@ class KvEventSource:
             self._reporter.kv_event_error(endpoint, "the_engine_sleeps")
             for key in self._keys_of(endpoint):
                 self._index.clear(*key)
-        elif metrics.num_blocks and max(ranks.values()) > metrics.num_blocks:  # which counts one rank's
-            self._distrust(endpoint, "more_blocks_than_the_engine_has")
+        elif metrics.num_blocks and max(ranks.values()) > metrics.num_blocks:
+            too_many = [rank for rank, blocks in ranks.items() if blocks > metrics.num_blocks]
+            self._distrust(endpoint, too_many, "more_blocks_than_the_engine_has")
         elif queries is not None and before is not None and queries < before:
-            self._distrust(endpoint, "the_engine_began_anew")
+            self._distrust(endpoint, ranks, "the_engine_began_anew")
 
-    def _distrust(self, endpoint: EndpointId, reason: str) -> None:
+    def _distrust(self, endpoint: EndpointId, ranks: Collection[int], reason: str) -> None:
         now = self._clock()
         if now - self._distrusted.get(endpoint, _NEVER) < DISTRUST_S:
             return
         self._distrusted[endpoint] = now
         self._reporter.kv_event_error(endpoint, reason)
         for key in self._keys_of(endpoint):
+            if key[1] not in ranks:
+                continue
             if key in self._named:  # it connected to us, and has nothing to replay
                 self._index.clear(*key)
             self._thread.distrust(self._open[key].token)
