@@ -30,6 +30,7 @@ from epp.errors import ConfigError
 from epp.kvcache.index import PrefixIndex
 from epp.kvcache.parity import ParityMonitor
 from epp.kvcache.predictions import Predictions, PrefillEnded
+from epp.kvcache.tiers import MEDIUMS
 from epp.observability import prometheus
 from epp.observability.decision_log import DecisionLog
 from epp.observability.log_format import configure_logging
@@ -134,7 +135,12 @@ class App:
         watched = events is not None and (events.discover_pods or bool(events.zmq_endpoint))
         self._parity = ParityMonitor(self._reporter, stale=self._on_stale)
         predictions = Predictions(time.monotonic, outcomes=self._parity, prefill_ended=self._on_prefill_ended)
-        self._index = PrefixIndex(self._reporter, default_block_size=unit, predictions=predictions if watched else None)
+        self._index = PrefixIndex(
+            self._reporter,
+            default_block_size=unit,
+            predictions=predictions if watched else None,
+            mediums=tuple(precise.indexer_config.weights) if precise else MEDIUMS,
+        )
         built = config.build(self._config, Collaborators(index=self._index), self._reporter)
         self._scheduler = built.scheduler
         self._executor = ThreadPoolExecutor(TOKENIZER_THREADS, thread_name_prefix="tokenize")

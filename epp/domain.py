@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from types import MappingProxyType
-from typing import NewType
+from typing import Final, NewType
 
 EndpointId = NewType("EndpointId", str)
 """Stable identity of one endpoint: "namespace/name" (one model server, or one data-parallel rank of it)."""
@@ -20,7 +20,20 @@ BlockKey = NewType("BlockKey", int)
 """Our own 64-bit chain hash of a block and all before it. Valid in this process only."""
 
 EngineHash = NewType("EngineHash", int)
-"""A block hash as the engine published it, reduced to unsigned 64 bit."""
+"""What an engine calls a block, mixed so that no engine can choose the value. Valid in this process only."""
+
+GPU: Final = "gpu"
+CPU: Final = "cpu"
+STORAGE: Final = "storage"
+# SGLang's names, and none at all.
+_MEDIUM_NAMES: Final = MappingProxyType({"": GPU, "cpu_pinned": CPU, "disk": STORAGE})
+
+
+def medium_name(raw: str) -> str:
+    """The one name of what blocks are held in: lower case, and ours where engines have several."""
+    lower = raw.lower()
+    return _MEDIUM_NAMES.get(lower, lower)
+
 
 TokenIds = Sequence[int]
 
@@ -205,6 +218,13 @@ class PrefixMatch:
     total_tokens: int
     matched_tokens: list[int]
     """Hit the engine will report: contiguous confirmed or speculative prefix, at most tokens - 1 rounded down to the engine's block."""
+    weighted_blocks: Sequence[float] | None = None
+    """Matched blocks, each worth as much as the medium it is in and none cut off; None: all are worth 1."""
+
+    @property
+    def worth(self) -> Sequence[float]:
+        """What to score."""
+        return self.matched_blocks if self.weighted_blocks is None else self.weighted_blocks
 
 
 @dataclass(slots=True)

@@ -1,9 +1,10 @@
 """KV events: one msgpack payload of an engine decoded into plain records, whatever its age (spec/kv.md 1.7).
 
 Accepted: batches and events as positional arrays or as maps, each decided for itself; batches without a rank; hashes of
-any integer width, signed or not, or as bytes. Unknown fields, trailing positions and event types are ignored. A bad
-event costs itself, never its batch; a bad batch costs itself, never its stream. `decode` does not raise: what was wrong
-is in `Batch.errors` as low-cardinality reasons.
+any integer width, signed or not, or as bytes; SGLang's arrays with a map at their end. Unknown fields, trailing positions
+and event types are ignored, and so is what a publisher says of blocks elsewhere (`locality` REMOTE). A bad event costs
+itself, never its batch; a bad batch costs itself, never its stream. `decode` does not raise: what was wrong is in
+`Batch.errors` as low-cardinality reasons.
 
 Knows neither sequence numbers (`sequence`) nor who holds what (`index`). Called by the event source's thread; pure.
 """
@@ -11,18 +12,14 @@ Knows neither sequence numbers (`sequence`) nor who holds what (`index`). Called
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Final, cast
+from typing import Final
 
-from epp.domain import EngineHash
-from epp.kvcache.keys import TOKEN_BYTES, Extras, pack_tokens, wire_extras
+from epp.domain import GPU, EngineHash, medium_name
+from epp.kvcache.keys import NO_EXTRAS, TOKEN_BYTES, Extras, engine_hash, pack_tokens, salt_extras, wire_extras
 from epp.kvcache.unpack import unpack
-
-GPU: Final = "gpu"
 
 # No engine has more to say in one step; a batch with more errors than this is not looked at further.
 MAX_ERRORS: Final = 100
-
-_MASK: Final = (1 << 64) - 1
 
 # Position -> field of the array layout since vLLM 0.8.5; later versions only appended (spec/kv.md 1.7.1).
 _STORED_FIELDS: Final = (
@@ -40,6 +37,7 @@ _STORED_FIELDS: Final = (
 )
 _REMOVED_FIELDS: Final = ("type", "block_hashes", "medium", "group_idx")
 _BATCH_FIELDS: Final = ("ts", "events", "data_parallel_rank")
+_ELSEWHERE: Final = "REMOTE"
 
 
 @dataclass(slots=True)
@@ -55,7 +53,7 @@ class BlockStored:
     """Tokens a block; 0 in placeholders."""
     lora: str | None = None
     medium: str = GPU
-    """Lower case."""
+    """As by `domain.medium_name`."""
     extras: list[Extras] | None = None
     """Canonical, one a block; None: no block has any."""
     group: int | None = None
@@ -181,9 +179,12 @@ def _event(raw: object) -> Event | None:
         raise _MalformedError("event")
     match tag:
         case "BlockStored":
-            return _stored(_as_fields(raw, _STORED_FIELDS, "event"))
+            fields = _stored_fields(raw)
+            return None if fields.get("locality") == _ELSEWHERE else _stored(fields)
         case "BlockRemoved":
             fields = _as_fields(raw, _REMOVED_FIELDS, "event")
+            if fields.get("locality") == _ELSEWHERE:
+                return None
             return BlockRemoved(_hashes(fields), _medium(fields), _group(fields))
         case "AllBlocksCleared":
             return AllCleared()
@@ -191,6 +192,12 @@ def _event(raw: object) -> Event | None:
             return None
         case _:
             raise _MalformedError("event")
+
+
+def _stored_fields(raw: object) -> dict[str, object]:
+    if isinstance(raw, list) and isinstance(raw[-1], dict):  # SGLang
+        return {**raw[-1], **_as_fields(raw[:-1], _STORED_FIELDS, "event")}
+    return _as_fields(raw, _STORED_FIELDS, "event")
 
 
 def _stored(fields: dict[str, object]) -> BlockStored:
@@ -220,15 +227,12 @@ def _hashes(fields: dict[str, object]) -> list[EngineHash]:
     raw = fields.get("block_hashes")
     if not isinstance(raw, list):
         raise _MalformedError("block_hashes")
-    return cast("list[EngineHash]", [h & _MASK if type(h) is int else _hash(h, "block_hashes") for h in raw])
+    return [_hash(each, "block_hashes") for each in raw]
 
 
 def _hash(raw: object, reason: str) -> EngineHash:
-    """Low 64 bits: engines that publish integers publish the last 8 bytes of the digest (1.7.3)."""
-    if type(raw) is int:
-        return EngineHash(raw & _MASK)
-    if isinstance(raw, bytes) and raw:
-        return EngineHash(int.from_bytes(raw[-8:], "big"))
+    if type(raw) is int or (isinstance(raw, bytes) and raw):
+        return engine_hash(raw)
     raise _MalformedError(reason)
 
 
@@ -260,7 +264,7 @@ def _medium(fields: dict[str, object]) -> str:
         return GPU
     if not isinstance(raw, str):
         raise _MalformedError("medium")
-    return raw.lower() or GPU
+    return medium_name(raw)
 
 
 def _group(fields: dict[str, object]) -> int | None:
@@ -273,7 +277,10 @@ def _group(fields: dict[str, object]) -> int | None:
 def _extras(fields: dict[str, object], blocks: int, lora: str | None, *, starts_at_zero: bool) -> list[Extras] | None:
     raw = fields.get("extra_keys")
     if raw is None:
-        return None
+        salt = fields.get("cache_salt")
+        if not (starts_at_zero and blocks and isinstance(salt, str) and salt):
+            return None
+        return [*salt_extras(salt), *[NO_EXTRAS] * (blocks - 1)]
     if not isinstance(raw, list) or len(raw) != blocks:
         raise _MalformedError("extra_keys")
     if raw.count(None) == blocks:

@@ -6,7 +6,7 @@ Pure; one instance a request.
 from collections.abc import Sequence
 from itertools import repeat
 
-from epp.domain import BlockKey, EndpointId, TokenIds, TokenizedRequest
+from epp.domain import GPU, BlockKey, EndpointId, TokenIds, TokenizedRequest
 from epp.kvcache.divergence import Prompt
 from epp.kvcache.keys import pack_tokens, prompt_keys, request_extras
 
@@ -14,21 +14,25 @@ from epp.kvcache.keys import pack_tokens, prompt_keys, request_extras
 class Hits:
     """One lookup; keeps the block keys it computed (implements scheduling.interfaces.PrefixHits)."""
 
-    __slots__ = ("_chains", "_endpoints", "_packed", "_request", "block_sizes", "blocks", "confirmed", "tokens")
+    __slots__ = ("_chains", "_packed", "_request", "block_sizes", "blocks", "confirmed", "endpoints", "offloaded", "prompts", "tokens")
 
     def __init__(self, request: TokenizedRequest, endpoints: Sequence[EndpointId], block_sizes: list[int]) -> None:
         self._request = request
-        self._endpoints = endpoints
+        self.endpoints = endpoints
         self._packed = [_packed(prompt) for prompt in request.exact_prompts]
         self._chains: dict[int, list[list[BlockKey]]] = {}
+        self.prompts = len(self._packed)
+        """How many prompts the request has."""
         self.block_sizes = block_sizes
         """Tokens a block of each endpoint asked for."""
         self.blocks = [0] * len(block_sizes)
         """Leading blocks each endpoint holds, of its own block size, summed over the prompts; for explanations."""
         self.confirmed = [0] * len(block_sizes)
-        """The same without what is only speculated."""
+        """The same without what is only speculated, or not in GPU memory: what the engine will not store there again."""
         self.tokens = [0] * len(block_sizes)
         """Hit tokens an engine would report, summed over the prompts: its last token is always computed (rule 12)."""
+        self.offloaded: dict[str, list[int]] = {}
+        """Those of them that are in other mediums than GPU memory, by medium."""
 
     def chains(self, block_size: int) -> list[list[BlockKey]]:
         """Keys of the full blocks of each prompt."""
@@ -47,7 +51,7 @@ class Hits:
 
         `reads_cache` False: it computes, and stores, all of it anew.
         """
-        request, i = self._request, self._endpoints.index(endpoint)
+        request, i = self._request, self.endpoints.index(endpoint)
         block_size, cached = self.block_sizes[i], self.confirmed[i] if reads_cache else 0
         if len(self._packed) != 1 or request.exact_tokens is not None:
             return None
@@ -55,9 +59,15 @@ class Hits:
         extras = request_extras(block_size, request.cache_salt, media)
         return Prompt(self.chains(block_size)[0], self._packed[0], block_size, request.lora, extras, cached)
 
-    def caps(self, block_size: int) -> list[int]:
-        """Most blocks of each prompt that can count as a hit."""
-        return [max(0, len(prompt) - 1) // block_size for prompt in self._request.prompts]
+    def add(self, i: int, prompt: int, end: int, start: int = 0, medium: str = GPU) -> None:
+        """Endpoint `i` holds these blocks of one prompt, in its own size."""
+        size = self.block_sizes[i]
+        cap = max(0, len(self._request.prompts[prompt]) - 1) // size
+        tokens = (min(end, cap) - min(start, cap)) * size
+        self.blocks[i] += end - start
+        self.tokens[i] += tokens
+        if medium != GPU:
+            self.offloaded.setdefault(medium, [0] * len(self.tokens))[i] += tokens
 
 
 def _packed(prompt: TokenIds) -> bytes:

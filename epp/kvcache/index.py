@@ -1,62 +1,67 @@
 """The prefix index: which endpoint holds which block, confirmed by its events or speculated after a decision.
 
-`holders` maps each of our block keys to the streams that hold it, a bit for each stream in one integer, so one pass over
-a request's keys finds the longest contiguous prefix of all endpoints at once. A stream is one (endpoint, data-parallel
-rank) with its own map from engine hash to block key, by which removals find their way; counts exist only where an
-engine holds more than one copy (spec/kv.md 1.13). Forgetting a stream is O(1): its bit retires at once and `sweep` frees
-what it held, in slices, so no removal stalls the event loop.
+An endpoint's ranks each have their `Holdings`, which turn events into bits of the tables all endpoints share (`tiers`): one
+bit for each cache group that is followed. A lookup walks a prompt's keys once in the GPU's table for all endpoints; where
+engines offload, it goes on in the other mediums from where each one's run in the GPU ends, which is what the engine can load
+(spec/kv.md 1.10, 1.14). From the first block found only in a worse medium on, blocks count as that.
 
-Counted are GPU blocks of full-attention kind with a dense span, of one cache group a stream: the first that qualifies
-(spec/kv.md 8 rule 10). Blocks in other mediums and groups are decoded and passed over. For hybrid models this is an
-upper bound of the hit.
+Memory is bounded by what the engines say they hold, each tier by `tiers.MAX_BLOCKS`; `clear` and `remove` are O(1), and
+`sweep` frees in slices.
 
 Must not know sockets, sequence numbers or time: `now` is an argument. One instance, on the event loop only; never
 awaits, so a lookup sees whole batches.
 """
 
+import math
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from itertools import islice
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Final
 
-from epp.domain import BlockKey, DecisionId, EndpointId, EngineHash, TokenizedRequest, Usage
-from epp.kvcache.events import GPU, AllCleared, Batch, BlockRemoved, BlockStored
+from epp.domain import GPU, BlockKey, DecisionId, EndpointId, TokenizedRequest, Usage
+from epp.kvcache.events import AllCleared, Batch, BlockRemoved, BlockStored
 from epp.kvcache.hits import Hits
-from epp.kvcache.keys import NO_EXTRAS, TOKEN_BYTES, chain_keys, root_key
-from epp.kvcache.orphans import Orphan, Orphans
+from epp.kvcache.holdings import Holdings, Placed, Problem
 from epp.kvcache.predictions import Predictions
 from epp.kvcache.speculation import Speculations
 from epp.kvcache.table import Table
+from epp.kvcache.tiers import MEDIUMS, Shelves
 from epp.reporter import Reporter
 
-FULL_ATTENTION_KINDS: Final = frozenset((None, "full_attention", "mla_attention", "sink_full_attention"))
-
-# Bounds against an engine that lies or a head that never comes: blocks waiting for a parent, a stream; LoRA names.
-MAX_ORPHANS: Final = 8192
+# A bound against an engine that lies.
 MAX_LORAS: Final = 10_000
 
-# So that growing one shard takes a millisecond at most: with 10 million blocks in the fleet, and 500,000 of one engine.
-HOLDER_SHARDS: Final = 1024
-STREAM_SHARDS: Final = 32
+
+class _Rank:
+    """How long a prefix one rank holds, where that takes more than one bit."""
+
+    __slots__ = ("_all", "_groups", "_unit")
+
+    def __init__(self, holdings: Holdings) -> None:
+        self._groups = [(group.bit, group.size) for group in holdings.counted]
+        self._all = holdings.all_must_hold
+        self._unit = math.lcm(*(size for _, size in self._groups)) if self._all else 1
+
+    def tokens(self, runs: Mapping[int, int]) -> int:
+        """Leading tokens, of the runs of each bit in blocks of its group."""
+        held = [runs.get(bit, 0) * size for bit, size in self._groups]
+        return (min if self._all else max)(held) // self._unit * self._unit
 
 
 @dataclass(slots=True)
-class _Stream:
-    """What one (endpoint, rank) holds."""
+class _View:
+    """What a lookup needs of an endpoint; made anew when its holdings are of another shape."""
 
-    bit: int
-    """One bit, the same object in every `holders` entry only this stream holds."""
-    keys: Table[EngineHash, BlockKey] = field(default_factory=lambda: Table(STREAM_SHARDS))
-    copies: dict[EngineHash, int] = field(default_factory=dict)
-    """Physical copies, where more than one."""
-    aliases: dict[BlockKey, int] = field(default_factory=dict)
-    """Engine hashes that mean the same block of ours, where more than one (a LoRA loaded from another path)."""
-    orphans: Orphans = field(default_factory=lambda: Orphans(MAX_ORPHANS))
-    block_size: int | None = None
-    """Tokens a block, learnt from the first event counted."""
-    group: int | None = None
-    """The cache group counted; None: not seen yet, or the engine does not number its groups."""
+    size: int
+    """Tokens a block of the group that stands for the endpoint."""
+    bits: int = 0
+    """Those of the groups that stand for its ranks."""
+    wanted: tuple[tuple[int, int], ...] = ()
+    """(block size, bits) of all that count."""
+    ranks: tuple[_Rank, ...] = ()
+    """Empty where each rank's run is that of its one bit."""
+    offloads: frozenset[str] = frozenset()
+    """The other mediums it has blocks in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,32 +79,51 @@ class _Queued:
 class PrefixIndex:
     """Who holds what (implements scheduling.interfaces.PrefixIndex)."""
 
-    def __init__(self, reporter: Reporter, *, default_block_size: int, predictions: Predictions | None = None) -> None:
-        """`default_block_size`: tokens a block of endpoints that have told nothing yet. `predictions` are told what is stored."""
+    def __init__(
+        self,
+        reporter: Reporter,
+        *,
+        default_block_size: int,
+        predictions: Predictions | None = None,
+        mediums: Sequence[str] = MEDIUMS,
+    ) -> None:
+        """`default_block_size`: tokens a block of endpoints that have told nothing yet. `predictions` are told what is stored.
+
+        `mediums`: those whose blocks count, from best to worst; the GPU's is the first.
+        """
         self._reporter = reporter
         self._predictions = predictions
         self._queued: deque[_Queued] = deque()
         """In order of time, as long as the TTL is constant."""
         self._default_block_size = default_block_size
         self._taught_sizes: dict[EndpointId, int] = {}
-        self._holders: Table[BlockKey, int] = Table(HOLDER_SHARDS)
-        self._streams: dict[EndpointId, dict[int, _Stream]] = {}
+        self._shelves = Shelves(mediums)
+        self._on_gpu = self._shelves.holders[GPU]
+        self._endpoints: dict[EndpointId, dict[int, Holdings]] = {}
+        self._views: dict[EndpointId, _View] = {}
+        """Of endpoints whose groups are known."""
         self._speculations = Speculations()
-        self._retired: deque[_Stream] = deque()
-        self._free_bits: list[int] = []
-        self._bits = 0
         self._loras: frozenset[str] = frozenset()
 
     # --- reading ---------------------------------------------------------------------------------------------
     def match(self, tokens: TokenizedRequest, endpoints: Sequence[EndpointId], now: float) -> Hits:
         """Longest contiguous prefix each endpoint holds, confirmed or speculated and not expired at `now`."""
-        sizes = [self.block_size(endpoint) for endpoint in endpoints]
-        hits = Hits(tokens, endpoints, sizes)
-        for size in dict.fromkeys(sizes):
-            asked = [(i, endpoint, self._bits_of(endpoint)) for i, endpoint in enumerate(endpoints) if sizes[i] == size]
-            for chain, cap in zip(hits.chains(size), hits.caps(size), strict=True):
-                if chain:
-                    self._match_chain(hits, chain, cap, asked, now)
+        views = [self._views.get(endpoint) or _View(self.block_size(endpoint)) for endpoint in endpoints]
+        hits = Hits(tokens, endpoints, [view.size for view in views])
+        wanted: dict[int, int] = {}
+        offloading: list[int] = []
+        for i, view in enumerate(views):
+            if view.offloads:
+                offloading.append(i)
+            for size, bits in view.wanted:
+                wanted[size] = wanted.get(size, 0) | bits
+        for prompt in range(hits.prompts):
+            runs: dict[int, int] = {}
+            for size, bits in wanted.items():
+                self._run(hits.chains(size)[prompt], bits, runs)
+            ends = self._match_on_gpu(hits, prompt, views, runs, now)
+            if offloading:
+                self._match_offloaded(hits, prompt, views, offloading, runs, ends)
         return hits
 
     def speculate(self, hits: object, endpoint: EndpointId, until: float) -> None:
@@ -146,14 +170,16 @@ class PrefixIndex:
 
     def block_size(self, endpoint: EndpointId) -> int:
         """Tokens a block: what its events said, else what `set_block_size` said, else the default."""
-        for stream in self._streams.get(endpoint, {}).values():
-            if stream.block_size is not None:
-                return stream.block_size
-        return self._taught_sizes.get(endpoint, self._default_block_size)
+        view = self._views.get(endpoint)
+        return self._taught_sizes.get(endpoint, self._default_block_size) if view is None else view.size
 
     def blocks(self, endpoint: EndpointId) -> int:
-        """Confirmed blocks held, over all ranks."""
-        return sum(len(stream.keys) for stream in self._streams.get(endpoint, {}).values())
+        """Confirmed blocks held, over all ranks, cache groups and mediums."""
+        return sum(holdings.blocks() for holdings in self._endpoints.get(endpoint, {}).values())
+
+    def gpu_blocks(self, endpoint: EndpointId) -> dict[int, int]:
+        """Confirmed blocks in GPU memory, by rank."""
+        return {rank: holdings.gpu_blocks() for rank, holdings in self._endpoints.get(endpoint, {}).items()}
 
     def known_loras(self) -> frozenset[str]:
         """LoRA names any engine has mentioned."""
@@ -164,23 +190,24 @@ class PrefixIndex:
         """Apply the events of one batch in order; what cannot be applied is reported and skipped."""
         for reason in batch.errors:
             self._problem(endpoint, reason)
-        ranks = self._streams.setdefault(endpoint, {})
-        if rank not in ranks:
-            ranks[rank] = self._new_stream()
+        ranks = self._endpoints.setdefault(endpoint, {})
+        holdings = ranks.get(rank)
+        if holdings is None:
+            holdings = ranks[rank] = Holdings(self._shelves)
         for event in batch.events:
             match event:
                 case BlockStored():
-                    problem = self._store(endpoint, ranks[rank], event)
-                    if problem is not None:
-                        self._problem(endpoint, problem)
+                    self._store(endpoint, holdings, event)
                 case BlockRemoved():
-                    self._remove(endpoint, ranks[rank], event)
+                    gone = holdings.remove(event)
+                    if gone and self._predictions is not None:
+                        self._predictions.removed(endpoint, gone)
                 case AllCleared():
-                    old = ranks[rank]
-                    self._retire(old)
-                    # Still the same engine: what is known of its shape stays.
-                    ranks[rank] = self._new_stream(block_size=old.block_size, group=old.group)
+                    holdings.clear()
                     self._forget_expected(endpoint)
+        if holdings.changed:
+            holdings.changed = False
+            self._look_at(endpoint)
 
     def set_block_size(self, endpoint: EndpointId, block_size: int) -> None:
         """What `cache_config_info` of the endpoint tells; its events overrule it."""
@@ -189,16 +216,17 @@ class PrefixIndex:
 
     def clear(self, endpoint: EndpointId, rank: int | None = None) -> None:
         """The engine restarted (one rank of it, or all): forget what it held and how its blocks looked."""
-        ranks = self._streams.get(endpoint, {})
+        ranks = self._endpoints.get(endpoint, {})
         for gone in [rank] if rank is not None else list(ranks):
             if gone in ranks:
-                self._retire(ranks.pop(gone))
+                ranks.pop(gone).retire()
+        self._look_at(endpoint)
         self._forget_expected(endpoint)
 
     def remove(self, endpoint: EndpointId) -> None:
         """The endpoint is gone: forget everything about it."""
         self.clear(endpoint)
-        self._streams.pop(endpoint, None)
+        self._endpoints.pop(endpoint, None)
         self._taught_sizes.pop(endpoint, None)
 
     def sweep(self, now: float, limit: int = 2_000) -> bool:
@@ -207,13 +235,7 @@ class PrefixIndex:
         if self._predictions is not None:
             self._predictions.settle(now)
         freed = self._speculations.sweep(now, limit)
-        while self._retired and freed < limit:
-            stream = self._retired[0]
-            for key in islice(stream.keys.drain(), limit - freed):
-                self._release(stream, key)
-                freed += 1
-            if not stream.keys:
-                self._free_bits.append(self._retired.popleft().bit)
+        freed += self._shelves.sweep(limit - freed)
         return freed >= limit
 
     def _prolong(self, now: float) -> None:
@@ -226,32 +248,59 @@ class PrefixIndex:
                 self._queued.append(replace(queued, at=now + queued.ttl_s / 2))
 
     # --- matching --------------------------------------------------------------------------------------------
-    def _bits_of(self, endpoint: EndpointId) -> int:
-        bits = 0
-        for stream in self._streams.get(endpoint, {}).values():
-            bits |= stream.bit
-        return bits
-
-    def _match_chain(self, hits: Hits, chain: list[BlockKey], cap: int, asked: Iterable[tuple[int, EndpointId, int]], now: float) -> None:
-        wanted = 0
-        for _, _, bits in asked:
-            wanted |= bits
-        runs = self._runs(chain, wanted)
-        for i, endpoint, bits in asked:
-            run = runs.get(bits, 0) if bits & (bits - 1) == 0 else max(runs.get(bit, 0) for bit in _each_bit(bits))
+    def _match_on_gpu(self, hits: Hits, prompt: int, views: Sequence[_View], runs: Mapping[int, int], now: float) -> list[int]:
+        """Adds what is confirmed and speculated in GPU memory; returns the end of each endpoint's run, in its own blocks."""
+        ends = []
+        for i, view in enumerate(views):
+            bits = view.bits
+            if view.ranks:
+                run = max(rank.tokens(runs) for rank in view.ranks) // view.size
+            elif bits & (bits - 1):
+                run = max(runs.get(bit, 0) for bit in _each_bit(bits))
+            else:
+                run = runs.get(bits, 0)
             hits.confirmed[i] += run
-            speculated = self._speculations.prefix(endpoint, chain, now)
-            if speculated > run:
-                run = max(self._run_from(chain, speculated, bit) for bit in _each_bit(bits)) if bits else speculated
-            hits.blocks[i] += run
-            hits.tokens[i] += (run if run < cap else cap) * hits.block_sizes[i]
+            endpoint = hits.endpoints[i]
+            if endpoint in self._speculations:
+                chain = hits.chains(view.size)[prompt]
+                speculated = self._speculations.prefix(endpoint, chain, now)
+                if speculated > run:
+                    run = speculated
+                    if bits and not view.ranks:
+                        run = max(_run_from(self._on_gpu, chain, speculated, bit) for bit in _each_bit(bits))
+            ends.append(run)
+            hits.add(i, prompt, run)
+        return ends
 
-    def _runs(self, chain: list[BlockKey], alive: int) -> dict[int, int]:
-        """Leading blocks held by each of the streams whose bits are set; a stream that holds none has no entry."""
-        runs: dict[int, int] = {}
+    def _match_offloaded(
+        self, hits: Hits, prompt: int, views: Sequence[_View], offloading: Sequence[int], runs: Mapping[int, int], ends: list[int]
+    ) -> None:
+        """Adds what engines can load from other mediums, from where their run in GPU memory ends."""
+        for size in dict.fromkeys(views[i].size for i in offloading):
+            own = [i for i in offloading if views[i].size == size]
+            chain = hits.chains(size)[prompt]
+            at: dict[int, int] = {}
+            for i in own:
+                for bit in _each_bit(views[i].bits):
+                    # Where more than its own run counts, by speculation, any rank may be the one; of several groups, the least.
+                    at[bit] = ends[i] if views[i].ranks or ends[i] > runs.get(bit, 0) else runs.get(bit, 0)
+            tables: list[Table[BlockKey, int]] = []
+            for medium, table in self._shelves.holders.items():
+                if not any(medium in views[i].offloads for i in own):
+                    continue
+                tables.append(table)
+                _extend(tables, chain, at)
+                for i in own:
+                    end = max((at[bit] for bit in _each_bit(views[i].bits)), default=0)
+                    if end > ends[i]:
+                        hits.add(i, prompt, end, ends[i], medium)
+                        ends[i] = end
+
+    def _run(self, chain: Sequence[BlockKey], alive: int, runs: dict[int, int]) -> None:
+        """Adds to `runs` the leading blocks of each group whose bit is set; one that holds none gets no entry."""
         if not alive:
-            return runs
-        length, shards, mask = 0, self._holders.shards, self._holders.mask
+            return
+        length, shards, mask = 0, self._on_gpu.shards, self._on_gpu.mask
         for length, key in enumerate(chain):
             held = shards[key & mask].get(key)
             still = alive & held if held is not None else 0
@@ -261,151 +310,88 @@ class PrefixIndex:
                         runs[bit] = length
                 alive = still
                 if not alive:
-                    return runs
-        for bit in _each_bit(alive):
-            runs[bit] = length + 1
-        return runs
-
-    def _run_from(self, chain: list[BlockKey], start: int, bit: int) -> int:
-        """End of the run of confirmed blocks that begins at `start`."""
-        holders = self._holders
-        end = start
-        while end < len(chain) and (holders.get(chain[end]) or 0) & bit:
-            end += 1
-        return end
+                    return
+        if chain:
+            for bit in _each_bit(alive):
+                runs[bit] = length + 1
 
     # --- applying --------------------------------------------------------------------------------------------
-    def _store(self, endpoint: EndpointId, stream: _Stream, event: BlockStored) -> str | None:
-        """Returns the reason for which (part of) the event could not be indexed."""
-        if event.medium != GPU or event.kind not in FULL_ATTENTION_KINDS:
-            return None
-        size = event.block_size
-        if size == 0 or len(event.tokens) != len(event.hashes) * size * TOKEN_BYTES:
-            return "not_dense"
-        if stream.block_size is None:
-            stream.block_size, stream.group = size, event.group
-        elif event.group != stream.group:
-            return None
-        elif size != stream.block_size:
-            return "block_size"
+    def _store(self, endpoint: EndpointId, holdings: Holdings, event: BlockStored) -> None:
         if event.lora is not None and event.lora not in self._loras:
             if len(self._loras) >= MAX_LORAS:
-                return "too_many_loras"
+                self._problem(endpoint, "too_many_loras")
+                return
             self._loras |= {event.lora}
-        parent = root_key(event.lora, size) if event.parent is None else stream.keys.get(event.parent)
-        if parent is None:
-            return self._store_unrooted(stream, event)
-        keys = chain_keys(parent, event.tokens, size, event.extras or ())
-        for block, key in zip(event.hashes, keys, strict=True):
-            self._add(stream, block, key)
-        if self._predictions is not None:
-            self._predictions.stored(endpoint, parent, event, keys)
-        if stream.orphans:
-            self._adopt(stream, event.hashes)
-        return None
-
-    def _store_unrooted(self, stream: _Stream, event: BlockStored) -> str | None:
-        """The parent is unknown: blocks wait for it, up to the first whose own key is known from another copy."""
-        width = event.block_size * TOKEN_BYTES
-        parent = event.parent
-        assert parent is not None
-        problem = None
-        for i, block in enumerate(event.hashes):
-            tokens = event.tokens[i * width : (i + 1) * width]
-            extras = event.extras[i] if event.extras else NO_EXTRAS
-            parent_key, key = stream.keys.get(parent), stream.keys.get(block)
-            if parent_key is not None and key is None:
-                key = chain_keys(parent_key, tokens, event.block_size, (extras,))[0]
-            if key is not None:
-                self._add(stream, block, key)
-                self._adopt(stream, [block])
-            else:
-                fitted = stream.orphans.add(Orphan(block, parent, tokens, extras))
-                problem = problem or ("orphan" if fitted else "orphan_dropped")
-            parent = block
-        return problem
-
-    def _adopt(self, stream: _Stream, parents: Iterable[EngineHash]) -> None:
-        """Blocks that waited for one of these get their keys, and so do those that waited for them."""
-        todo = list(parents)
-        while todo:
-            parent = todo.pop()
-            for orphan in stream.orphans.adopt(parent):
-                size = len(orphan.tokens) // TOKEN_BYTES
-                key = chain_keys(stream.keys[parent], orphan.tokens, size, (orphan.extras,))[0]
-                for _ in range(orphan.copies):
-                    self._add(stream, orphan.hash, key)
-                todo.append(orphan.hash)
-
-    def _add(self, stream: _Stream, block: EngineHash, key: BlockKey) -> None:
-        """One physical copy more."""
-        if block in stream.keys:
-            stream.copies[block] = stream.copies.get(block, 1) + 1
-            return
-        stream.keys[block] = key
-        held = self._holders.get(key)
-        if held is None:
-            self._holders[key] = stream.bit
-        elif held & stream.bit:
-            stream.aliases[key] = stream.aliases.get(key, 1) + 1
-        else:
-            self._holders[key] = held | stream.bit
+        placed = holdings.store(event)
+        if isinstance(placed, Placed):
+            if self._predictions is not None:
+                self._predictions.stored(endpoint, placed.parent, event, placed.keys)
+        elif isinstance(placed, Problem):
+            self._problem(endpoint, placed.reason)
 
     def _problem(self, endpoint: EndpointId, reason: str) -> None:
         self._reporter.kv_event_error(endpoint, reason)
         if self._predictions is not None:
             self._predictions.unusable(endpoint, reason)
 
-    def _remove(self, endpoint: EndpointId, stream: _Stream, event: BlockRemoved) -> None:
-        """One physical copy less of each; blocks never indexed are none of ours."""
-        if event.medium != GPU or (event.group is not None and event.group != stream.group):
+    def _look_at(self, endpoint: EndpointId) -> None:
+        """The endpoint's holdings are of another shape than before."""
+        ranks = [holdings for holdings in self._endpoints.get(endpoint, {}).values() if holdings.counted]
+        if not ranks:
+            self._views.pop(endpoint, None)
             return
-        gone: list[BlockKey] = []
-        for block in event.hashes:
-            copies = stream.copies.pop(block, 1)
-            if copies > 1:
-                if copies > 2:
-                    stream.copies[block] = copies - 1
-                continue
-            key = stream.keys.pop(block)
-            if key is None:
-                stream.orphans.removed(block)
-            else:
-                self._release(stream, key)
-                gone.append(key)
-        if gone and self._predictions is not None:
-            self._predictions.removed(endpoint, gone)
-
-    def _release(self, stream: _Stream, key: BlockKey) -> None:
-        """One engine hash less means this block."""
-        aliases = stream.aliases.pop(key, 1)
-        if aliases > 1:
-            if aliases > 2:
-                stream.aliases[key] = aliases - 1
-            return
-        held = self._holders[key] & ~stream.bit
-        if held:
-            self._holders[key] = held
-        else:
-            del self._holders[key]
+        size = ranks[0].counted[0].size
+        view = self._views[endpoint] = _View(size)
+        wanted: dict[int, int] = {}
+        for holdings in ranks:
+            view.bits |= holdings.counted[0].bit
+            for group in holdings.counted:
+                wanted[group.size] = wanted.get(group.size, 0) | group.bit
+        view.wanted = tuple(wanted.items())
+        if len(wanted) > 1 or any(len(holdings.counted) > 1 for holdings in ranks):
+            view.ranks = tuple(map(_Rank, ranks))
+        view.offloads = frozenset(medium for holdings in ranks for medium in holdings.counted[0].tiers if medium != GPU)
 
     def _forget_expected(self, endpoint: EndpointId) -> None:
         self._speculations.forget(endpoint)
         if self._predictions is not None:
             self._predictions.forget(endpoint)
 
-    # --- streams ---------------------------------------------------------------------------------------------
-    def _new_stream(self, block_size: int | None = None, group: int | None = None) -> _Stream:
-        if self._free_bits:
-            bit = self._free_bits.pop()
-        else:
-            bit = 1 << self._bits
-            self._bits += 1
-        return _Stream(bit, block_size=block_size, group=group)
 
-    def _retire(self, stream: _Stream) -> None:
-        """Nobody asks for its bit from now on; `sweep` frees its blocks, then the bit."""
-        self._retired.append(stream)
+def _run_from(holders: Table[BlockKey, int], chain: Sequence[BlockKey], start: int, bit: int) -> int:
+    """End of the run of confirmed blocks that begins at `start`."""
+    end = start
+    while end < len(chain) and (holders.get(chain[end]) or 0) & bit:
+        end += 1
+    return end
+
+
+def _extend(tables: Sequence[Table[BlockKey, int]], chain: Sequence[BlockKey], at: dict[int, int]) -> None:
+    """Move each bit's position to the end of the run that begins there, of blocks that any of the tables has for it."""
+    starting: dict[int, int] = {}
+    for bit, start in at.items():
+        starting[start] = starting.get(start, 0) | bit
+    starts = sorted(starting, reverse=True)
+    alive = position = 0
+    while position < len(chain):
+        if not alive:
+            if not starts:
+                return
+            position = max(position, starts[-1])
+        while starts and starts[-1] <= position:
+            alive |= starting[starts.pop()]
+        if position == len(chain):
+            return
+        held, key = 0, chain[position]
+        for table in tables:
+            held |= table.get(key) or 0
+        if alive & held != alive:
+            for bit in _each_bit(alive & ~held):
+                at[bit] = position
+            alive &= held
+        position += 1
+    for bit in _each_bit(alive):
+        at[bit] = position
 
 
 def _each_bit(bits: int) -> Iterator[int]:

@@ -184,9 +184,10 @@ class EventSequence:
             answer.useless = True  # a hole: ask again from its beginning
             return []
         answer.progress = True
-        if last is None or seq == last + 1:
+        if last is None or (seq == last + 1 and not first):
             return [self._apply(seq, batch)]
-        # The engine's buffer has moved on past us, or has a hole for good: what happened in between cannot be known.
+        # The engine's buffer has moved on past us, or has a hole for good: what happened in between cannot be known, nor whether it is
+        # the same engine.
         forget = self._forget()
         self._partial = True
         return [*forget, self._apply(seq, batch)]

@@ -44,6 +44,9 @@ class Speculations:
         while self._blocks > self._max_blocks:
             self._free_oldest()
 
+    def __contains__(self, endpoint: EndpointId) -> bool:
+        return endpoint in self._until
+
     def prefix(self, endpoint: EndpointId, chain: Sequence[BlockKey], now: float) -> int:
         """How many leading blocks of the chain are speculated for the endpoint and not expired."""
         entries = self._until.get(endpoint)

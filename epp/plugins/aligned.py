@@ -6,7 +6,7 @@ from epp.domain import Endpoint
 from epp.scheduling.interfaces import Cycle
 
 
-def aligned(cycle: Cycle, candidates: Sequence[Endpoint], values: Sequence[int]) -> Sequence[int]:
+def aligned(cycle: Cycle, candidates: Sequence[Endpoint], values: Sequence[float]) -> Sequence[float]:
     """`values` of the candidates. Free where no filter removed anything, else O(candidates)."""
     if candidates is cycle.endpoints:
         return values

@@ -202,6 +202,8 @@ class PrefixHits(Protocol):
 
     tokens: list[int]
     """Hit tokens an engine would report, summed over the prompts, parallel to the endpoints asked for."""
+    offloaded: dict[str, list[int]]
+    """Those of them that are in other mediums than GPU memory, by medium."""
 
 
 class PrefixIndex(Protocol):

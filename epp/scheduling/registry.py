@@ -58,6 +58,7 @@ INTERFACES: Mapping[Role, type] = MappingProxyType(
 @dataclass(slots=True)
 class _NoHits:
     tokens: list[int]
+    offloaded: dict[str, list[int]] = field(default_factory=dict)
 
 
 class EmptyIndex:

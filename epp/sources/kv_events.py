@@ -16,7 +16,7 @@ event loop.
 import asyncio
 import itertools
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -201,33 +201,39 @@ class KvEventSource:
     def reconcile(self, endpoint: EndpointId, metrics: EndpointMetrics) -> None:
         """What an engine's metrics say against what its events said (spec/kv.md 8, rule 6).
 
-        One that sleeps holds nothing, whether or not it said so. One that is taken to hold more blocks than it has, or whose
+        One that sleeps holds nothing, whether or not it said so. One of which a rank is taken to hold more blocks than it has, or whose
         counters went back because it is a new process, has lost some of which nobody told us: what it said is forgotten, and
         learnt anew where a replay can tell.
         """
         queries, before = metrics.prefix_queries, self._queries.get(endpoint)
         if queries is not None:
             self._queries[endpoint] = queries
-        blocks = self._index.blocks(endpoint)
-        if not blocks:
+        ranks = self._index.gpu_blocks(endpoint)
+        if not any(ranks.values()):
             return
         if metrics.asleep:
             self._reporter.kv_event_error(endpoint, "the_engine_sleeps")
             for key in self._keys_of(endpoint):
                 self._index.clear(*key)
-        elif metrics.num_blocks and blocks > metrics.num_blocks:
-            self.distrust(endpoint, "more_blocks_than_the_engine_has")
+        elif metrics.num_blocks and max(ranks.values()) > metrics.num_blocks:
+            too_many = [rank for rank, blocks in ranks.items() if blocks > metrics.num_blocks]
+            self.distrust(endpoint, "more_blocks_than_the_engine_has", too_many)
         elif queries is not None and before is not None and queries < before:
             self.distrust(endpoint, "the_engine_began_anew")
 
-    def distrust(self, endpoint: EndpointId, reason: str) -> None:
-        """Another witness contradicts what the endpoint's events said: forget it, and learn it anew where a replay can tell. Seldom."""
+    def distrust(self, endpoint: EndpointId, reason: str, ranks: Collection[int] | None = None) -> None:
+        """Another witness contradicts what the endpoint's events said: forget it, and learn it anew where a replay can tell. Seldom.
+
+        `ranks`: those that are contradicted; None: all.
+        """
         now = self._clock()
         if now - self._distrusted.get(endpoint, _NEVER) < DISTRUST_S:
             return
         self._distrusted[endpoint] = now
         self._reporter.kv_event_error(endpoint, reason)
         for key in self._keys_of(endpoint):
+            if ranks is not None and key[1] not in ranks:
+                continue
             if key in self._named:  # it connected to us, and has nothing to replay
                 self._index.clear(*key)
             self._thread.distrust(self._open[key].token)

@@ -1,7 +1,7 @@
 """precise-prefix-cache-producer: how much of the prompt each endpoint holds, as its KV events tell (spec/plugins.md 8.2).
 
 Asks the index once a request and reports in blocks of `blockSizeTokens`, the unit of ratios and counts; what block size an
-engine uses is the index's business. Where token ids are absent it abstains: it puts nothing, never a guess.
+engine uses is the index's business, and which mediums it has blocks in; what those are worth is said here. Where token ids are absent it abstains: it puts nothing, never a guess.
 
 With `speculativeIndexing` the chosen endpoint counts as holding the prompt at once, for `speculativeTTL`, so that the next
 request with this prefix follows it before the first event arrives, and longer while its prefill has not been seen to end. The
@@ -9,21 +9,25 @@ index is told of every decision, and holds what the endpoint stores against it (
 blocks. An endpoint that fails a request counts as holding only what its events have shown.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Literal
 
-from epp.domain import Api, Decision, EndCause, PrefixMatch, RequestEnd, TokenState, Usage
+from epp.domain import CPU, GPU, STORAGE, Api, Decision, EndCause, PrefixMatch, RequestEnd, TokenState, Usage, medium_name
 from epp.plugins.computes import computing
 from epp.plugins.producers.token import TOKENIZED_PROMPT
 from epp.scheduling.interfaces import Cycle, DataKey, PrefixHits, prefix_match_key
-from epp.scheduling.params import NO_EFFECT, NOT_YET, PORT, Between, Duration, Spelled
+from epp.scheduling.params import NO_EFFECT, PORT, Between, Duration, Spelled
 from epp.scheduling.registry import Collaborators, PluginType, Role
 
 TYPE = "precise-prefix-cache-producer"
 DEFAULT_BLOCK_SIZE = 16
 DEFAULT_SPECULATIVE_TTL = Duration(2.0)
 _COUNTS_PROMPTS = frozenset((Api.CHAT, Api.COMPLETIONS, Api.GENERATE))
+# llm-d's, and less for what has to be read from a disk; mediums that nobody lists are taken for no endpoint's own.
+MEDIUM_WEIGHTS: Mapping[str, float] = MappingProxyType({GPU: 1.0, CPU: 0.8, STORAGE: 0.5})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,10 +87,12 @@ class KVBlockIndexConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KVCacheBackend:
-    """How much a block in one tier counts."""
+    """How much a block in one medium counts."""
 
     name: str
-    weight: float = 1.0
+    """As engines write it, in any case."""
+    weight: Annotated[float, Between(0, 1)] = 1.0
+    """0: what is said of the medium is passed over."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,15 +100,20 @@ class IndexerConfig:
     """`indexerConfig`."""
 
     kv_block_index_config: KVBlockIndexConfig = field(default_factory=KVBlockIndexConfig)
-    kv_cache_backend_configs: Annotated[tuple[KVCacheBackend, ...], NOT_YET] = (
-        KVCacheBackend(name="gpu", weight=1.0),
-        KVCacheBackend(name="cpu", weight=0.8),
-    )
+    kv_cache_backend_configs: tuple[KVCacheBackend, ...] = ()
+    """Beside MEDIUM_WEIGHTS, or instead of them."""
 
     MOVED: ClassVar[dict[str, str]] = {
         "tokenProcessorConfig": "stands beside indexerConfig, no longer in it",
         "tokenizersPoolConfig": "no longer exists; token ids come from a token-producer",
     }
+
+    @property
+    def weights(self) -> Mapping[str, float]:
+        """Of each medium whose blocks count, from best to worst; the GPU's is the first."""
+        weights = {**MEDIUM_WEIGHTS} | {medium_name(each.name): each.weight for each in self.kv_cache_backend_configs}
+        best_first = sorted(weights.items(), key=lambda item: (item[0] != GPU, -item[1]))
+        return {medium: weight for medium, weight in best_first if weight > 0 or medium == GPU}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,7 +137,8 @@ class KVEventsConfig:
     topic_filter: str = "kv@"
     """Prefix of the ZMQ topics to subscribe to."""
     concurrency: Annotated[int, NO_EFFECT] = 4
-    engine_type: Annotated[Literal["vllm", "sglang"], NOT_YET] = "vllm"
+    engine_type: Annotated[Literal["vllm", "sglang"], NO_EFFECT] = "vllm"
+    """Each event says by its shape whose it is, so one pool may mix engines."""
     discover_pods: bool = True
     """Subscribe to each endpoint."""
     pod_discovery_config: PodDiscoveryConfig = field(default_factory=PodDiscoveryConfig)
@@ -156,6 +168,7 @@ class PrecisePrefixCacheProducer:
         self.name = name
         self._index = collaborators.index
         self._unit = params.token_processor_config.unit
+        self._weights = params.indexer_config.weights
         self._speculative_ttl_s = params.speculative_ttl_s if params.speculative_indexing else 0.0
         self._match_key = prefix_match_key(name)
         self._hits_key: DataKey[PrefixHits] = DataKey("PrefixHits", name)
@@ -181,6 +194,7 @@ class PrecisePrefixCacheProducer:
                 matched_blocks=[held // unit for held in matched],
                 total_tokens=tokens.token_count,
                 matched_tokens=matched,
+                weighted_blocks=_weighted(hits, self._weights, unit),
             ),
         )
 
@@ -221,6 +235,19 @@ def _comparable(decision: Decision, usage: Usage | None) -> Usage | None:
 def _reads_no_cache(body: Mapping[str, object]) -> bool:
     """What asks for logprobs of its prompt is computed anew, whatever is cached."""
     return body.get("prompt_logprobs") is not None or (bool(body.get("echo")) and body.get("logprobs") is not None)
+
+
+def _weighted(hits: PrefixHits, weights: Mapping[str, float], unit: int) -> Sequence[float]:
+    """Hits in blocks of the unit, each worth as much as the medium it is in; rounded once, and never cut."""
+    of_gpu = weights[GPU]
+    if not hits.offloaded:
+        return [tokens * of_gpu / unit for tokens in hits.tokens]
+    worth = []
+    for i, tokens in enumerate(hits.tokens):
+        elsewhere = [(held[i], weights[medium]) for medium, held in hits.offloaded.items()]
+        on_gpu = tokens - sum(held for held, _ in elsewhere)
+        worth.append(math.fsum((on_gpu * of_gpu, *(held * weight for held, weight in elsewhere))) / unit)
+    return worth
 
 
 PLUGIN = PluginType(TYPE, PrecisePrefixCacheParams, PrecisePrefixCacheProducer, frozenset((Role.PRODUCER, Role.ENDPOINT_EXTRACTOR)))

@@ -1,6 +1,6 @@
 """prefix-cache-scorer: the more of the prompt an endpoint holds in its KV cache, the better (spec/plugins.md 5).
 
-Stateless: a prefix producer finds the matches. Without tokens there are none, and every endpoint scores 0.
+Blocks outside GPU memory count as much as their medium's weight (kvCacheBackendConfigs), exactly. Stateless: a prefix producer finds the matches. Without tokens there are none, and every endpoint scores 0.
 """
 
 from collections.abc import Sequence
@@ -57,11 +57,11 @@ class PrefixCacheScorer:
         match = cycle.get(self._key)
         if match is None or match.total_blocks == 0:
             return [0.0] * len(candidates)
-        blocks, total = aligned(cycle, candidates, match.matched_blocks), match.total_blocks
+        blocks, total = aligned(cycle, candidates, match.worth), match.total_blocks
         if self._weight == 0.0:
-            return [matched / total for matched in blocks]
+            return [min(1.0, matched / total) for matched in blocks]
         of_ratio, of_length, scale = 1.0 - self._weight, self._weight, match.block_size / self._scale
-        return [of_length * min(1.0, matched * scale) ** 2 + of_ratio * matched / total for matched in blocks]
+        return [of_length * min(1.0, matched * scale) ** 2 + of_ratio * min(1.0, matched / total) for matched in blocks]
 
 
 PLUGIN = PluginType("prefix-cache-scorer", PrefixCacheParams, PrefixCacheScorer, frozenset((Role.SCORER,)))

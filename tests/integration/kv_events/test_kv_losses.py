@@ -3,7 +3,8 @@
 from collections.abc import Callable
 from dataclasses import replace
 
-from epp.domain import EndpointId, EndpointMetrics
+from epp import names
+from epp.domain import Endpoint, EndpointId, EndpointMetrics
 from epp.testing.waiting import eventually
 from tests.integration.kv_events.publisher import QUICK, Publisher, Rig, endpoint
 
@@ -95,6 +96,30 @@ async def test_an_engine_that_seems_to_hold_more_than_it_has_is_learnt_anew(publ
     rig.source.reconcile(EndpointId("a"), EndpointMetrics(num_blocks=3))
     assert rig.notes.errors == [(EndpointId("a"), "more_blocks_than_the_engine_has")]
     await eventually(lambda: rig.hit_tokens("a", PROMPT) == 12)
+    await rig.source.stop()
+
+
+async def test_blocks_are_held_against_what_one_rank_has(publish: Publish) -> None:
+    """Ranks have caches of their own: only one that is taken for fuller than its own is learnt anew."""
+    rig = Rig(timing=replace(QUICK, check_s=1000.0))
+    pods = [publish(), publish()]
+    # A rank adds its number to the ports it is given.
+    given = [
+        {names.KV_EVENTS_PORT_LABEL: str(pod.port - i), names.KV_REPLAY_PORT_LABEL: str(pod.replay_port - i)} for i, pod in enumerate(pods)
+    ]
+    rig.source.sync([Endpoint(EndpointId("a"), "127.0.0.1", 8000, labels, rank=rank) for rank, labels in enumerate(given)])
+    await rig.settled()
+    for pod in pods:
+        await pod.store(PROMPT)
+    await eventually(lambda: rig.index.gpu_blocks(EndpointId("a")) == {0: 4, 1: 4})
+    await pods[1].store(OTHER)
+    await pods[1].evict(PROMPT, lost=True)
+    await eventually(lambda: rig.hit_tokens("a", OTHER) == 16)
+
+    rig.source.reconcile(EndpointId("a"), EndpointMetrics(num_blocks=7))
+    assert rig.notes.errors == [(EndpointId("a"), "more_blocks_than_the_engine_has")]
+    assert rig.index.gpu_blocks(EndpointId("a"))[0] == 4
+    await eventually(lambda: rig.index.gpu_blocks(EndpointId("a")) == {0: 4, 1: 7})
     await rig.source.stop()
 
 

@@ -1,7 +1,7 @@
 """From a configuration to a working scheduler, and what is said about other people's plugins."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ REGISTRY = registry.load()
 @dataclass
 class Hits:
     tokens: list[int]
+    offloaded: dict[str, list[int]] = field(default_factory=dict)
 
 
 class Index:

@@ -1,12 +1,15 @@
 """Every encoding engines were seen to publish, and what a decoder does with bytes no engine should send."""
 
+from collections import Counter
+
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from epp.domain import EngineHash
 from epp.kvcache.events import MAX_ERRORS, AllCleared, Batch, BlockRemoved, BlockStored, decode, slices
-from epp.kvcache.keys import pack_tokens
+from epp.kvcache.keys import engine_hash, pack_tokens
 
 TOKENS = [11, 12, 13, 14]
 STORED = {
@@ -23,6 +26,11 @@ STORED = {
 
 def encode(*events: object, ts: object = 1.5, rank: object = 0) -> bytes:
     return msgspec.msgpack.encode([ts, list(events), rank])
+
+
+def named(*raw: int) -> list[EngineHash]:
+    """Our names of engine hashes."""
+    return [engine_hash(each) for each in raw]
 
 
 def stored(**changes: object) -> BlockStored:
@@ -55,7 +63,7 @@ def test_one_event_in_every_layout(payload: object) -> None:
     batch = decode(msgspec.msgpack.encode(payload))
 
     assert batch.ts == 1.5
-    assert list(batch.events) == [BlockStored([7, 8], 6, pack_tokens(TOKENS), 2)]  # type: ignore[list-item, arg-type]  # NewType
+    assert list(batch.events) == [BlockStored(named(7, 8), engine_hash(6), pack_tokens(TOKENS), 2)]
     assert batch.errors == ()
 
 
@@ -73,7 +81,7 @@ def test_all_kinds_of_events_and_both_layouts_mixed_in_one_batch() -> None:
         )
     )
 
-    expected = [BlockRemoved([1], "cpu", 3), BlockRemoved([2], "gpu", None), AllCleared(), AllCleared()]  # type: ignore[list-item]  # NewType
+    expected = [BlockRemoved(named(1), "cpu", 3), BlockRemoved(named(2), "gpu", None), AllCleared(), AllCleared()]
     assert list(batch.events) == expected
     assert batch.errors == ()
     assert batch.rank == 2
@@ -93,11 +101,19 @@ def test_all_kinds_of_events_and_both_layouts_mixed_in_one_batch() -> None:
     ],
 )
 def test_hashes_of_every_kind(raw: int | bytes, reduced: int) -> None:
-    """Integers of any width and sign, and digests, reduce to the same unsigned 64 bits vLLM would publish."""
+    """Integers of any width and sign, and digests, name the block that the unsigned 64 bits vLLM would publish name."""
     event = stored(block_hashes=[raw, 8], parent_block_hash=raw)
 
-    assert event.hashes == [reduced, 8]
-    assert event.parent == reduced
+    assert event.hashes == [engine_hash(reduced), engine_hash(8)]
+    assert event.parent == engine_hash(reduced)
+
+
+def test_no_engine_chooses_where_its_blocks_go() -> None:
+    """Hashes alike in their low, their high or all but a few bits spread over a table as evenly as any others."""
+    for hashes in ([i << 16 for i in range(2048)], list(range(2048)), [i << 53 for i in range(2048)]):
+        shards = Counter(block & 31 for block in stored(block_hashes=hashes, token_ids=TOKENS * 1024).hashes)
+        assert len(shards) == 32
+        assert max(shards.values()) < 2 * 2048 / 32
 
 
 @pytest.mark.parametrize("parent", [None, 0])
@@ -162,7 +178,7 @@ def test_a_bad_event_costs_itself_only(event: object, reason: str) -> None:
     """The good events of the batch count, and the bad one is named by a reason."""
     batch = decode(encode(["BlockRemoved", [1]], event, ["AllBlocksCleared"]))
 
-    assert list(batch.events) == [BlockRemoved([1]), AllCleared()]  # type: ignore[list-item]  # NewType
+    assert list(batch.events) == [BlockRemoved(named(1)), AllCleared()]
     assert batch.errors == (reason,)
 
 
@@ -226,6 +242,45 @@ def test_decoding_never_raises_on_odd_fields(value: object, tag: str) -> None:
         assert len(batch.events) + len(batch.errors) == 1
 
 
+@pytest.mark.parametrize(
+    ("raw", "medium"),
+    [
+        ("GPU", "gpu"),
+        ("CPU", "cpu"),
+        ("cpu", "cpu"),
+        ("CPU_PINNED", "cpu"),
+        ("STORAGE", "storage"),
+        ("DISK", "storage"),
+        ("Lmcache", "lmcache"),
+    ],
+)
+def test_mediums_have_one_name_each(raw: str, medium: str) -> None:
+    """However an engine writes it: vLLM, stores beside it, SGLang."""
+    batch = decode(encode(STORED | {"medium": raw}, ["BlockRemoved", [1], raw]))
+
+    assert [event.medium for event in batch.events if not isinstance(event, AllCleared)] == [medium, medium]
+
+
+@pytest.mark.parametrize("event", [STORED, {"type": "BlockRemoved", "block_hashes": [1], "medium": "CPU"}])
+def test_what_a_publisher_says_of_other_places_is_passed_over(event: dict[str, object]) -> None:
+    """A block in a store elsewhere is not held by the endpoint that announces it."""
+    assert decode(encode(event | {"locality": "REMOTE"})) == Batch(1.5, 0, [])
+    assert len(decode(encode(event | {"locality": "LOCAL", "ownership": "kvcr"})).events) == 1
+
+
+@pytest.mark.parametrize("layout", [[None], [None, "CPU_PINNED"], [None, "CPU_PINNED", None, None]], ids=["shortest", "medium", "all"])
+def test_sglang_events(layout: list[object]) -> None:
+    """Arrays of four fields and more, negative hashes, and a map at the end that may name the salt."""
+    for parent, salted in ((None, True), (-3, False)):
+        said = ["BlockStored", [-7, 8], parent, TOKENS, 2, *layout, {"cache_salt": "tenant", "session_id": "s"}]
+        (event,) = decode(encode(said, rank=3)).events
+
+        assert isinstance(event, BlockStored)
+        assert (event.hashes, event.tokens) == (named((1 << 64) - 7, 8), pack_tokens(TOKENS))
+        assert event.medium == ("cpu" if len(layout) > 1 else "gpu")
+        assert event.extras == ([(("salt", "tenant"),), ()] if salted else None)
+
+
 def test_a_long_batch_is_cut_between_events() -> None:
     """Parts hold about as many blocks as asked; nothing is lost or reordered, and errors are told once."""
     batch = decode(encode(*(["BlockRemoved", [i, i]] for i in range(10)), "bad"))
@@ -242,11 +297,11 @@ def test_a_long_event_is_cut_between_blocks() -> None:
     parts = [part.events[0] for part in slices(Batch(1.0, events=[event]), 2)]
 
     assert [(part.hashes, part.parent, part.tokens, part.extras) for part in parts if isinstance(part, BlockStored)] == [
-        ([7, 8], None, pack_tokens([1, 2, 3, 4]), [(("salt", "a"),), ()]),
-        ([9], 8, pack_tokens([5, 6]), [(("mm", "b"),)]),
+        (named(7, 8), None, pack_tokens([1, 2, 3, 4]), [(("salt", "a"),), ()]),
+        (named(9), engine_hash(8), pack_tokens([5, 6]), [(("mm", "b"),)]),
     ]
     (removed, rest) = [part.events[0] for part in slices(decode(encode(["BlockRemoved", [1, 2, 3]])), 2)]
-    assert (removed, rest) == (BlockRemoved([1, 2]), BlockRemoved([3]))  # type: ignore[list-item]  # NewType
+    assert (removed, rest) == (BlockRemoved(named(1, 2)), BlockRemoved(named(3)))
 
 
 def test_a_batch_of_nothing_but_errors_is_not_read_to_its_end() -> None:

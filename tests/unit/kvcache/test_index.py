@@ -5,9 +5,12 @@ from collections.abc import Sequence
 import pytest
 
 from epp.domain import EndpointId, EngineHash, TokenizedRequest, TokenState
+from epp.kvcache import tiers
 from epp.kvcache.events import AllCleared, Batch, BlockRemoved, BlockStored, Event
-from epp.kvcache.index import MAX_ORPHANS, PrefixIndex
-from epp.kvcache.keys import Extras, pack_tokens
+from epp.kvcache.holdings import MAX_GROUPS
+from epp.kvcache.index import PrefixIndex
+from epp.kvcache.keys import Extras, engine_hash, pack_tokens
+from epp.kvcache.tiers import MAX_ORPHANS, MAX_UNREMOVED
 from epp.reporter import Reporter
 
 A, B, C = EndpointId("ns/a"), EndpointId("ns/b"), EndpointId("ns/c")
@@ -206,7 +209,7 @@ def test_full_attention_is_indexed(index: PrefixIndex, kind: str | None) -> None
     assert hit_tokens(index, PROMPT) == [4, 0, 0]
 
 
-@pytest.mark.parametrize("kind", ["sliding_window", "mamba", "chunked_local_attention", "unknown", "kind-to-come"])
+@pytest.mark.parametrize("kind", ["sliding_window", "mamba", "chunked_local_attention", "kind-to-come"])
 def test_other_groups_are_passed_over(index: PrefixIndex, reporter: Recorder, kind: str) -> None:
     """Groups share hashes: what another group stores or removes leaves the full-attention group's blocks alone."""
     feed(index, A, stored([1], PROMPT[:4], kind=kind, group=1))
@@ -224,9 +227,9 @@ def test_a_second_full_attention_group_does_not_count_twice(index: PrefixIndex) 
     assert hit_tokens(index, PROMPT) == [0, 0, 0]
 
 
-@pytest.mark.parametrize("medium", ["cpu", "storage", "disk"])
+@pytest.mark.parametrize("medium", ["external", "lmcache", "a-medium-to-come"])
 def test_other_mediums_are_passed_over(index: PrefixIndex, reporter: Recorder, medium: str) -> None:
-    """Only blocks in GPU memory count as a hit, and what another tier drops does not touch them."""
+    """What is held in a store that is no endpoint's own is no hit, and what such a store drops does not touch others."""
     feed(index, A, stored([1, 2], PROMPT[:8], medium=medium), stored([3], [], size=0, medium=medium))
     assert hit_tokens(index, PROMPT) == [0, 0, 0]
 
@@ -347,3 +350,59 @@ def test_a_later_speculation_never_shortens_an_earlier_one(index: PrefixIndex) -
 
     index.sweep(5.0)
     assert hit_tokens(index, PROMPT, now=5.0) == [12, 0, 0]
+
+
+def test_a_medium_that_tells_no_removals_keeps_what_is_new(index: PrefixIndex) -> None:
+    """Stores that are shared, or never say what they drop, cost a bounded amount of memory; the oldest give way."""
+    for start in range(0, 2 * MAX_UNREMOVED, 500):
+        blocks = [engine_hash(block) for block in range(start, start + 500)]
+        tokens = pack_tokens([block for block in range(start, start + 500) for _ in range(4)])
+        feed(index, A, BlockStored(blocks, None, tokens, 4, medium="storage"))
+
+    assert 0.9 * MAX_UNREMOVED < index.blocks(A) <= MAX_UNREMOVED + 500
+    start = 2 * MAX_UNREMOVED - 500
+    assert hit_tokens(index, [start] * 4 + [start + 1] * 4) == [8, 0, 0]
+
+
+def test_an_engine_that_says_it_holds_more_than_any_can(reporter: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the bound on nothing more of it is indexed, which is reported; what it drops makes room."""
+    monkeypatch.setattr(tiers, "MAX_BLOCKS", 32 * 4)
+    monkeypatch.setattr(tiers, "MAX_UNREMOVED", 32 * 4)
+    index = PrefixIndex(reporter, default_block_size=4)
+    for block in range(1_000):
+        feed(index, A, BlockStored([engine_hash(block)], None, pack_tokens([block] * 4), 4))
+
+    assert index.blocks(A) == 32 * 4
+    assert set(reporter.problems) == {(A, "too_many_blocks")}
+    feed(index, A, BlockRemoved([engine_hash(block) for block in range(1_000)]), stored([1], PROMPT[:4], group=None))
+    assert index.blocks(A) == 1
+
+
+def test_an_engine_with_groups_without_end(index: PrefixIndex, reporter: Recorder) -> None:
+    """No more groups than any model has are followed."""
+    for number in range(2 * MAX_GROUPS):
+        feed(index, A, stored([1], PROMPT[:4], group=number))
+
+    assert index.blocks(A) == MAX_GROUPS
+    assert set(reporter.problems) == {(A, "too_many_groups")}
+
+
+def test_an_endpoint_s_blocks_in_gpu_memory_are_counted_by_rank(index: PrefixIndex) -> None:
+    """They are held against the number of blocks one engine has, which all its groups share."""
+    feed(index, A, stored([1, 2], PROMPT[:8], group=0), stored([1], PROMPT[:4], group=1), stored([1, 2], PROMPT[:8], medium="cpu"))
+    feed(index, A, stored([3], PROMPT[:4]), rank=1)
+
+    assert index.gpu_blocks(A) == {0: 3, 1: 1}
+    assert index.blocks(A) == 6
+
+
+def test_many_endpoints_that_offload(index: PrefixIndex) -> None:
+    """Each goes on from the end of its own run, whatever the others hold."""
+    feed(index, A, stored([1, 2, 3], PROMPT), stored([1, 2, 3], PROMPT, medium="cpu"), removed(3))
+    feed(index, B, stored([1, 2, 3], PROMPT), stored([1, 2], PROMPT[:8], medium="cpu"), removed(2))
+    feed(index, C, stored([1, 2, 3], PROMPT, medium="storage"))
+    hits = index.match(request([*PROMPT, 0]), [A, B, C], 0.0)
+
+    assert hits.tokens == [12, 8, 12]
+    assert hits.offloaded == {"cpu": [4, 4, 0], "storage": [0, 0, 12]}
+    assert (hits.blocks, hits.confirmed) == ([3, 2, 3], [2, 1, 0])

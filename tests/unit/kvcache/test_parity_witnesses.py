@@ -327,7 +327,7 @@ def test_an_engine_that_came_back_unnoticed_with_another_block_size_is_named() -
     """Its events do not fit what it said before; none of them counts."""
     fleet, rng = Fleet(), random.Random(1)
     fleet.serve(chat(rng), A)
-    fleet.engines[A] = Engine(fleet.engines[A].publish, block_size=32)
+    fleet.engines[A] = Engine(fleet.engines[A].publish, block_size=24)
     for _ in range(20):
         fleet.serve(chat(rng), A)
     (loss,) = fleet.told.lost

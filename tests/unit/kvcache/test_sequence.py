@@ -248,6 +248,17 @@ WITH_REPLAY = {
         reply 89@90 90@91 -> clear, apply 89, apply 90
         end             ->                              [partial]
     """,
+    "a ring that has moved on past us by one batch: it may be another engine's": """
+        connect         -> replay 0
+        end             ->
+        live 0@1        -> apply 0
+        drop            ->                              [lost]
+        connect         -> replay 0
+        reply 1@8 2@9   -> clear, apply 1, apply 2
+        end             -> replay 2
+        reply 2@9       ->
+        end             ->                              [partial]
+    """,
     "live batches of a restarted engine end up behind the replay of the old one": """
         connect         -> replay 0
         live 0@50       ->

@@ -19,7 +19,13 @@ from epp.domain import (
     TokenState,
     Usage,
 )
-from epp.plugins.producers.precise_prefix_cache import PrecisePrefixCacheParams, PrecisePrefixCacheProducer, TokenProcessorConfig
+from epp.plugins.producers.precise_prefix_cache import (
+    IndexerConfig,
+    KVCacheBackend,
+    PrecisePrefixCacheParams,
+    PrecisePrefixCacheProducer,
+    TokenProcessorConfig,
+)
 from epp.scheduling.interfaces import Cycle, PrefixHits, prefix_match_key
 from epp.scheduling.params import Duration
 from epp.scheduling.registry import Collaborators
@@ -32,6 +38,7 @@ NAME = "precise-prefix-cache-producer"
 @dataclass
 class Hits:
     tokens: list[int]
+    offloaded: dict[str, list[int]] = field(default_factory=dict)
 
 
 @dataclass
@@ -44,10 +51,11 @@ class Index:
     withdrawn: list[EndpointId] = field(default_factory=list)
     predicted: list[tuple[EndpointId, DecisionId, float]] = field(default_factory=list)
     over: list[tuple[DecisionId, bool, Usage | None]] = field(default_factory=list)
+    offloaded: dict[str, list[int]] = field(default_factory=dict)
 
     def match(self, tokens: TokenizedRequest, endpoints: Sequence[EndpointId], now: float) -> Hits:
         self.asked.append((list(endpoints), now))
-        return Hits(self.tokens)
+        return Hits(self.tokens, self.offloaded)
 
     def speculate(self, hits: PrefixHits, endpoint: EndpointId, until: float) -> None:
         self.speculated.append((endpoint, until))
@@ -218,3 +226,32 @@ def test_an_endpoint_that_fails_a_request_is_expected_to_compute_nothing(cause: 
     results = {"p": ProfileResult("p", FLEET, [], [], [FLEET[1]])}
     producer(index).ended(Decision(DecisionId("d"), "r", results["p"], results, None, None), RequestEnd(DecisionId("d"), cause))
     assert index.withdrawn == ([FLEET[1].id] if cause is EndCause.UPSTREAM_FAILED else [])
+
+
+@pytest.mark.parametrize(
+    ("configured", "weights"),
+    [
+        ((), {"gpu": 1.0, "cpu": 0.8, "storage": 0.5}),
+        (
+            (KVCacheBackend(name="CPU_Pinned", weight=0.3), KVCacheBackend(name="pool")),
+            {"gpu": 1.0, "pool": 1.0, "storage": 0.5, "cpu": 0.3},
+        ),
+        ((KVCacheBackend(name="cpu", weight=0.0), KVCacheBackend(name="GPU", weight=0.2)), {"gpu": 0.2, "storage": 0.5}),
+    ],
+)
+def test_mediums_have_weights(configured: tuple[KVCacheBackend, ...], weights: dict[str, float]) -> None:
+    """llm-d's unless given otherwise, whatever case a name is written in; from best to worst, and none that is worth nothing."""
+    assert list(IndexerConfig(kv_cache_backend_configs=configured).weights.items()) == list(weights.items())
+
+
+def test_rule_13_weighted_hits_are_exact() -> None:
+    """Ten blocks in CPU memory are worth eight, not seven; parts of a block count; whole blocks are told beside."""
+    index = Index([160, 320, 40])
+    index.offloaded = {"cpu": [160, 160, 0], "storage": [0, 80, 0]}
+    cycle = make_cycle(FLEET, tokens=make_tokens(400))
+    producer(index).produce(cycle)
+    match = cycle.get(prefix_match_key(NAME))
+
+    assert match is not None
+    assert match.worth == [8.0, 15.5, 2.5]
+    assert (match.matched_blocks, match.matched_tokens) == ([10, 20, 2], [160, 320, 40])

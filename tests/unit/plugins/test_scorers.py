@@ -119,6 +119,13 @@ def test_prefix_scorer_of_filtered_candidates_reads_their_own_matches() -> None:
     assert prefix_cache().score(cycle, cycle.endpoints[1:]) == [0.5, 1.0]
 
 
+def test_prefix_scorer_rates_what_blocks_are_worth() -> None:
+    """Eight of ten points for a whole prompt in CPU memory; more than all of it is never needed."""
+    cycle = make_cycle([make_endpoint(i) for i in range(3)])
+    cycle.put(prefix_match_key("p"), PrefixMatch(16, 10, [10, 10, 10], 170, [160] * 3, [8.0, 10.0, 10.6]))
+    assert prefix_cache().score(cycle, cycle.endpoints) == [0.8, 1.0, 1.0]
+
+
 def choose(scorer: NoHitLruScorer, cycle: Cycle, number: int) -> None:
     """One cycle of the scorer that ends with this endpoint."""
     scorer.score(cycle, cycle.endpoints)
