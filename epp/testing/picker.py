@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import random
 import signal
 import socket
 import sys
@@ -21,14 +22,24 @@ from epp.errors import EppError
 READY_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 10.0
 
+LISTENING_PORTS = (15_000, 32_768)
+
 
 def free_ports(count: int) -> list[int]:
-    """TCP ports of 127.0.0.1 that nobody uses now; all different."""
+    """TCP ports of 127.0.0.1 that nobody uses now; all different.
+
+    Below those the system gives to outgoing connections: another process's would take them before they are used, or while what
+    listens there restarts.
+    """
+    ports: list[int] = []
     with contextlib.ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [int(probe.getsockname()[1]) for probe in probes]
+        while len(ports) < count:
+            port = random.randrange(*LISTENING_PORTS)  # noqa: S311  # guards nothing
+            probe = stack.enter_context(socket.socket())
+            with contextlib.suppress(OSError):
+                probe.bind(("127.0.0.1", port))
+                ports.append(port)
+    return ports
 
 
 async def is_serving(health_port: int, service: str = "") -> bool:
