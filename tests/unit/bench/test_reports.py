@@ -7,7 +7,7 @@ import pytest
 
 from bench import chart, results, terminal
 from bench.figures import chunk_costs, goals
-from bench.records import Spread
+from bench.records import UNDER_LOAD, Results, Spread
 from epp.testing.bootstrap import Responses
 from tests.unit.bench import builders
 
@@ -52,6 +52,13 @@ def test_only_what_was_measured_is_a_goal() -> None:
     run.answers = []
 
     assert len(goals(run)) == 1
+
+
+@pytest.mark.parametrize(("held", "passed"), [({}, []), ({"epp fast": 299e6}, [True]), ({"epp fast": 301e6, "peer": 1e9}, [False])])
+def test_a_picker_of_ours_may_hold_300_megabytes_under_load(held: dict[str, float], passed: list[bool]) -> None:
+    """The figure of a peer is printed, and is no goal of ours."""
+    run = Results(held={f"{picker}, {UNDER_LOAD}": size for picker, size in held.items()})
+    assert [goal.passed for goal in goals(run)] == passed
 
 
 def test_the_text_says_what_was_measured() -> None:
