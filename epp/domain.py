@@ -262,7 +262,7 @@ class Decision:
         if self.request is not None:
             self.request.body = None
         if self.tokens is not None:
-            self.tokens.prompts, self.tokens.media = (), ()
+            self.tokens.prompts, self.tokens.exact_tokens, self.tokens.media = (), None, ()
 
     @property
     def endpoint(self) -> Endpoint:

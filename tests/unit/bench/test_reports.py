@@ -7,7 +7,7 @@ import pytest
 
 from bench import chart, results, terminal
 from bench.figures import chunk_costs, goals
-from bench.records import Spread
+from bench.records import UNDER_LOAD, Results, Spread
 from epp.testing.bootstrap import Responses
 from tests.unit.bench import builders
 
@@ -63,6 +63,13 @@ def test_a_block_of_an_event_costs_what_the_picker_takes_more_than_without() -> 
     assert often[4:8] == ["16,000", "25%", "12.5", "us"]
     row = json.loads(results.encode(builders.results()))["events"][1]
     assert (row["times_a_second"], row["blocks"], row["latency_s"]["p99"]["median"]) == (10.0, [32_000, 32_000], pytest.approx(0.099))
+
+
+@pytest.mark.parametrize(("held", "passed"), [({}, []), ({"epp fast": 299e6}, [True]), ({"epp fast": 301e6, "peer": 1e9}, [False])])
+def test_a_picker_of_ours_may_hold_300_megabytes_under_load(held: dict[str, float], passed: list[bool]) -> None:
+    """The figure of a peer is printed, and is no goal of ours."""
+    run = Results(held={f"{picker}, {UNDER_LOAD}": size for picker, size in held.items()})
+    assert [goal.passed for goal in goals(run)] == passed
 
 
 def test_the_text_says_what_was_measured() -> None:
