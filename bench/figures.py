@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from bench.records import CHUNKS, LONG, SHORT, Goal, Results, Row, Spread, Work
+from bench.records import BLOCK_GOAL, BLOCK_ROWS, CHUNKS, LONG, SHORT, STEP_GOALS, Goal, Results, Row, Spread, Work
 from epp.testing.bootstrap import Responses
 
 FAST = "epp fast"
@@ -58,7 +58,7 @@ def _is_yardstick(row: Row) -> bool:
 
 
 def goals(results: Results) -> list[Goal]:
-    """Those of issue 4; one whose rows were not measured is not among them."""
+    """Those of issues 4 and 6; one whose rows were not measured is not among them."""
     found = [
         Goal("fast transport, everything but the decision, 5 KB: epp's CPU over Envoy's", 0.5, row.ratio.median)
         for row in results.requests
@@ -71,4 +71,9 @@ def goals(results: Results) -> list[Goal]:
             found.append(Goal(text, 0.15, cost.picker_cpu.median / request))
         elif cost.picker == FAST and cost.responses == Responses.ACCESS_LOG.value:
             found.append(Goal("our default mode: ext_proc messages for one more chunk of an answer", 0.0, cost.messages))
+    for step in results.steps:
+        if step.name in STEP_GOALS:
+            text, limit, factor = STEP_GOALS[step.name]
+            found.append(Goal(text, limit, step.seconds.median * factor))
+    found += [Goal(f"{what}: bytes", BLOCK_GOAL, results.held[what]) for what in BLOCK_ROWS if what in results.held]
     return found
