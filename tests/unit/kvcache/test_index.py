@@ -394,3 +394,12 @@ def test_many_endpoints_that_offload(index: PrefixIndex) -> None:
     assert hits.tokens == [12, 8, 12]
     assert hits.offloaded == {"cpu": [4, 4, 0], "storage": [0, 0, 12]}
     assert (hits.blocks, hits.confirmed) == ([3, 2, 3], [2, 1, 0])
+
+
+def test_an_engine_that_clears_its_cache_again_and_again(index: PrefixIndex) -> None:
+    """It leaves nothing behind that would have to be freed later, all at once."""
+    for _ in range(2_000):
+        feed(index, A, stored([1, 2, 3], PROMPT), AllCleared())
+
+    assert not index.sweep(0.0, limit=1)
+    assert hit_tokens(index, PROMPT) == [0, 0, 0]
