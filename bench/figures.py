@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from bench.records import CHUNKS, LONG, SHORT, UNDER_LOAD, Goal, Results, Row, Spread, Work
+from bench.records import BLOCK_GOAL, BLOCK_ROWS, CHUNKS, LONG, SHORT, STEP_GOALS, UNDER_LOAD, Goal, Results, Row, Spread, Work
 from epp.testing.bootstrap import Responses
 
 FAST = "epp fast"
@@ -65,6 +65,11 @@ def goals(results: Results) -> list[Goal]:
     for what, held in results.held.items():
         if what.startswith("epp ") and what.endswith(UNDER_LOAD):
             found.append(Goal(f"MB resident, {what}", 300.0, held / 1e6))
+    for step in results.steps:
+        if step.name in STEP_GOALS:
+            text, limit, factor = STEP_GOALS[step.name]
+            found.append(Goal(text, limit, step.seconds.median * factor))
+    found += [Goal(f"{what}: bytes", BLOCK_GOAL, results.held[what]) for what in BLOCK_ROWS if what in results.held]
     return found
 
 

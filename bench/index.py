@@ -1,7 +1,7 @@
 """The prefix index alone: events applied, prompts looked up, endpoints that leave, memory. On the CPU's clock, in this process.
 
 Events are what engines send, msgpack and all, 8 blocks of 16 tokens each. A lookup's tokens are held by all endpoints, which is its
-dearest case. A callback is a slice as the event source or the housekeeping runs it on the event loop.
+dearest case but one: that a part of them is in another medium everywhere. A callback is a slice as the event source or the housekeeping runs it on the event loop.
 """
 
 import gc
@@ -9,12 +9,13 @@ import itertools
 import random
 import time
 import tracemalloc
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 import msgspec
 
-from bench.records import Spread, Step
+from bench.records import BLOCK_ROWS, Spread, Step
 from epp.domain import EndpointId, TokenizedRequest, TokenState
 from epp.kvcache.events import decode
 from epp.kvcache.index import PrefixIndex
@@ -35,6 +36,7 @@ def measure(*, quick: bool) -> list[Step]:
     steps = [Step("a block of an event decoded and applied", _applying(2_000 if quick else 10_000))]
     for tokens, endpoints in itertools.product((8_000, 100_000), (8, 256)):
         steps.append(Step(f"a prompt of {tokens:,} tokens looked up, {endpoints} endpoints", _looking_up(tokens, endpoints, quick=quick)))
+    steps.append(Step("the same, its second half in CPU memory", _looking_up(100_000, 256, quick=quick, offloaded=True)))
     steps.append(Step("longest slice of events, table growing to 200,000 blocks", Spread(tuple(_growing(200_000) for _ in range(2)))))
     steps.append(Step(f"longest slice, an endpoint of {ENDPOINT_BLOCKS:,} blocks leaves", Spread(tuple(_leaving() for _ in range(2)))))
     return steps
@@ -42,17 +44,17 @@ def measure(*, quick: bool) -> list[Step]:
 
 def bytes_a_block() -> dict[str, float]:
     """Memory a block an endpoint holds: alone, and together with seven others."""
-    return {"a block in the index, held by one endpoint": _memory(1), "the same for each of eight that hold it": _memory(8)}
+    return dict(zip(BLOCK_ROWS, (_memory(1), _memory(8)), strict=True))
 
 
 def _payloads(blocks: int, seed: int, engine: int = 0) -> Iterator[bytes]:
     """Events of prompts of 64 blocks; equal seeds say equal tokens, and engines have hashes of their own."""
     rng = random.Random(seed)
-    numbers = itertools.count(engine << 40)
+    names = random.Random(engine)
     for start in range(0, blocks, BLOCKS_AN_EVENT):
         if start % 64 == 0:
             parent = None
-        hashes = [next(numbers) for _ in range(BLOCKS_AN_EVENT)]
+        hashes = [names.getrandbits(64) for _ in range(BLOCKS_AN_EVENT)]
         event = {
             "type": "BlockStored",
             "block_hashes": hashes,
@@ -82,14 +84,25 @@ def _applying(blocks: int) -> Spread:
     return Spread(tuple(values))
 
 
-def _looking_up(tokens: int, endpoints: int, *, quick: bool) -> Spread:
+def _looking_up(tokens: int, endpoints: int, *, quick: bool, offloaded: bool = False) -> Spread:
     index, pods = _index(), [EndpointId(f"pod-{i}") for i in range(endpoints)]
-    prompt = [i % 129_000 for i in range(tokens)]
+    prompt = array("I", [i % 129_000 for i in range(tokens)])
     whole = tokens // BLOCK_SIZE
     for engine, pod in enumerate(pods):
         hashes = list(range(engine << 40, (engine << 40) + whole))
         event = {"type": "BlockStored", "block_hashes": hashes, "parent_block_hash": None, "block_size": BLOCK_SIZE, "medium": "GPU"}
-        index.apply(pod, 0, decode(_pack([0.0, [{**event, "token_ids": prompt[: whole * BLOCK_SIZE]}], 0])))
+        index.apply(pod, 0, decode(_pack([0.0, [{**event, "token_ids": list(prompt[: whole * BLOCK_SIZE])}], 0])))
+        if offloaded:
+            copied = {
+                "type": "BlockStored",
+                "block_hashes": hashes,
+                "parent_block_hash": None,
+                "block_size": 0,
+                "medium": "CPU",
+                "token_ids": [],
+            }
+            evicted = {"type": "BlockRemoved", "block_hashes": hashes[whole // 2 :], "medium": "GPU"}
+            index.apply(pod, 0, decode(_pack([0.0, [copied, evicted], 0])))
     request = TokenizedRequest(TokenState.EXACT, [prompt])
     assert index.match(request, pods, 0.0).blocks == [whole] * endpoints
     return _timed(lambda: index.match(request, pods, 0.0), 10 if quick else 40)

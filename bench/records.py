@@ -3,6 +3,7 @@
 import statistics
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Final
 
 CHUNKS = 100
 LONG, SHORT = f"{CHUNKS}-chunk answer", "1-chunk answer"
@@ -143,6 +144,19 @@ class Step:
 
     name: str
     seconds: Spread
+
+
+# Rows of the index that have goals: what is printed, its limit, and the factor from seconds to the limit's unit.
+STEP_GOALS: Final = {
+    "a block of an event decoded and applied": ("blocks of events applied, 150,000 a second: us a block", 1e6 / 150_000, 1e6),
+    "longest slice of events, table growing to 200,000 blocks": ("longest callback while an endpoint's table grows: ms", 5.0, 1e3),
+    "longest slice, an endpoint of 100,000 blocks leaves": ("longest callback while an endpoint of 100,000 blocks leaves: ms", 5.0, 1e3),
+    "a prompt of 100,000 tokens looked up, 256 endpoints": ("a prompt of 100,000 tokens looked up over 256 endpoints: ms", 5.0, 1e3),
+    "the same, its second half in CPU memory": ("the same, its second half in CPU memory: ms", 5.0, 1e3),
+}
+BLOCK_ROWS: Final = ("a block in the index, held by one endpoint", "the same for each of eight that hold it")
+BLOCK_GOAL: Final = 120.0
+"""Bytes a (block, endpoint)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,8 @@ from epp.kvcache.unpack import unpack
 
 # No engine has more to say in one step; a batch with more errors than this is not looked at further.
 MAX_ERRORS: Final = 100
+# To clear a cache takes as long as so many blocks.
+_CLEAR_BLOCKS: Final = 16
 
 # Position -> field of the array layout since vLLM 0.8.5; later versions only appended (spec/kv.md 1.7.1).
 _STORED_FIELDS: Final = (
@@ -128,7 +130,7 @@ def slices(batch: Batch, max_blocks: int) -> Iterator[Batch]:
     for whole in batch.events:
         for event in _pieces(whole, max_blocks):
             part.append(event)
-            blocks += 1 if isinstance(event, AllCleared) else len(event.hashes)
+            blocks += _CLEAR_BLOCKS if isinstance(event, AllCleared) else max(1, len(event.hashes))
             if blocks >= max_blocks:
                 yield Batch(batch.ts, batch.rank, part, errors)
                 part, blocks, errors = [], 0, ()

@@ -104,7 +104,7 @@ class Holdings:
 
     def blocks(self) -> int:
         """Blocks held, in all groups and mediums."""
-        return sum(len(tier.keys) for group in self._groups.values() if group for tier in group.tiers.values())
+        return sum(group.blocks for group in self._groups.values() if group)
 
     def gpu_blocks(self) -> int:
         """Those in GPU memory, which all groups share."""

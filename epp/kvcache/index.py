@@ -371,27 +371,25 @@ def _extend(tables: Sequence[Table[BlockKey, int]], chain: Sequence[BlockKey], a
     starting: dict[int, int] = {}
     for bit, start in at.items():
         starting[start] = starting.get(start, 0) | bit
-    starts = sorted(starting, reverse=True)
-    alive = position = 0
-    while position < len(chain):
-        if not alive:
-            if not starts:
-                return
-            position = max(position, starts[-1])
-        while starts and starts[-1] <= position:
-            alive |= starting[starts.pop()]
-        if position == len(chain):
-            return
-        held, key = 0, chain[position]
-        for table in tables:
-            held |= table.get(key) or 0
-        if alive & held != alive:
-            for bit in _each_bit(alive & ~held):
-                at[bit] = position
-            alive &= held
-        position += 1
+    starts = sorted(starting)
+    first, *others = [(table.shards, table.mask) for table in tables]
+    shards, mask = first
+    alive = 0
+    for start, stop in zip(starts, [*starts[1:], len(chain)], strict=True):
+        alive |= starting[start]
+        for position in range(start, stop):
+            key = chain[position]
+            held = shards[key & mask].get(key, 0)
+            for more, of in others:
+                held |= more[key & of].get(key, 0)
+            if alive & held != alive:
+                for bit in _each_bit(alive & ~held):
+                    at[bit] = position
+                alive &= held
+                if not alive:
+                    break
     for bit in _each_bit(alive):
-        at[bit] = position
+        at[bit] = len(chain)
 
 
 def _each_bit(bits: int) -> Iterator[int]:

@@ -27,6 +27,8 @@ MEDIUMS: Final = (GPU, CPU, STORAGE)
 MAX_BLOCKS: Final = 2_000_000
 MAX_UNREMOVED: Final = 100_000
 MAX_ORPHANS: Final = 8192
+# So that an engine that clears its cache again and again leaves nothing to be freed later.
+FEW_BLOCKS: Final = 64
 # Blocks gone from every medium whose keys are still known: an offloader may name one that has just left the GPU.
 MAX_LATELY: Final = 4096
 
@@ -125,6 +127,11 @@ class Group:
     lately: OrderedDict[EngineHash, BlockKey] = field(default_factory=OrderedDict)
 
     @property
+    def blocks(self) -> int:
+        """Blocks held, in all mediums."""
+        return sum(len(tier.keys) for tier in self.tiers.values())
+
+    @property
     def offloads(self) -> bool:
         """Blocks were seen outside the GPU."""
         return len(self.tiers) > 1
@@ -181,18 +188,26 @@ class Shelves:
         return tier
 
     def retire(self, group: Group) -> None:
-        """Nobody asks for its bit from now on; `sweep` frees its blocks, then the bit."""
-        self._retired.append(group)
+        """Nobody asks for its bit from now on; `sweep` frees its blocks, then the bit. One of few blocks is freed at once."""
+        if group.blocks > FEW_BLOCKS:
+            self._retired.append(group)
+        else:
+            self._free(group, FEW_BLOCKS)
+            self._free_bits.append(group.bit)
 
     def sweep(self, limit: int) -> int:
         """Free about `limit` blocks of retired groups; how many it were."""
         freed = 0
         while self._retired and freed < limit:
-            group = self._retired[0]
-            for tier in group.tiers.values():
-                for key in islice(tier.keys.drain(), limit - freed):
-                    tier.release(key)
-                    freed += 1
-            if not any(len(tier.keys) for tier in group.tiers.values()):
+            freed += self._free(self._retired[0], limit - freed)
+            if not self._retired[0].blocks:
                 self._free_bits.append(self._retired.popleft().bit)
+        return freed
+
+    def _free(self, group: Group, limit: int) -> int:
+        freed = 0
+        for tier in group.tiers.values():
+            for key in islice(tier.keys.drain(), limit - freed):
+                tier.release(key)
+                freed += 1
         return freed

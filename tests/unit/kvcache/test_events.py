@@ -291,6 +291,15 @@ def test_a_long_batch_is_cut_between_events() -> None:
     assert [part.errors for part in parts] == [("event",), (), (), (), ()]
 
 
+def test_events_without_blocks_take_time_too() -> None:
+    """A batch of nothing but empty spans, or clears, is cut all the same."""
+    empty = Batch(1.0, events=[BlockRemoved([])] * 100)
+    clears = Batch(1.0, events=[AllCleared()] * 100)
+
+    assert [len(part.events) for part in slices(empty, 32)] == [32, 32, 32, 4]
+    assert [len(part.events) for part in slices(clears, 32)] == [2] * 50
+
+
 def test_a_long_event_is_cut_between_blocks() -> None:
     """Each part goes on where the one before ended, so that applying them one after the other gives the same chain."""
     event = stored(block_hashes=[7, 8, 9], token_ids=[1, 2, 3, 4, 5, 6], extra_keys=[["a"], None, ["b"]], parent_block_hash=None)

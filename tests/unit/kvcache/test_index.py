@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from epp.domain import EndpointId, EngineHash, TokenizedRequest, TokenState
 from epp.kvcache import tiers
@@ -406,3 +408,40 @@ def test_many_endpoints_that_offload(index: PrefixIndex) -> None:
     assert hits.tokens == [12, 8, 12]
     assert hits.offloaded == {"cpu": [4, 4, 0], "storage": [0, 0, 12]}
     assert (hits.blocks, hits.confirmed) == ([3, 2, 3], [2, 1, 0])
+
+
+def test_an_engine_that_clears_its_cache_again_and_again(index: PrefixIndex) -> None:
+    """It leaves nothing behind that would have to be freed later, all at once."""
+    for _ in range(2_000):
+        feed(index, A, stored([1, 2, 3], PROMPT), AllCleared())
+
+    assert not index.sweep(0.0, limit=1)
+    assert hit_tokens(index, PROMPT) == [0, 0, 0]
+
+
+held_blocks = st.sets(st.integers(0, 7))
+
+
+@given(st.lists(st.tuples(held_blocks, held_blocks, held_blocks), min_size=3, max_size=3), st.integers(0, 8))
+def test_random_holdings_in_all_mediums(fleet: list[tuple[set[int], set[int], set[int]]], sent: int) -> None:
+    """For any endpoints with any holes, a lookup is what walking the blocks one by one gives."""
+    index = PrefixIndex(Reporter(), default_block_size=4)
+    tokens, everything = list(range(32)), set(range(8))
+    for endpoint, mediums in zip((A, B, C), fleet, strict=True):
+        feed(index, endpoint, stored(range(8), tokens))
+        for medium in ("cpu", "storage"):
+            feed(index, endpoint, stored(range(8), tokens, medium=medium))
+        for medium, held in zip(("gpu", "cpu", "storage"), mediums, strict=True):
+            feed(index, endpoint, removed(*(everything - held), medium=medium))
+    index.speculate(index.match(request(tokens[: sent * 4]), [A], 0.0), A, until=1.0)
+    hits = index.match(request([*tokens, 0]), [A, B, C], 0.0)
+
+    for i, (gpu, cpu, storage) in enumerate(fleet):
+        at = next(block for block in range(9) if block not in gpu)
+        if i == 0 and sent > at:
+            at = next(block for block in range(sent, 9) if block not in gpu)
+        for medium, there in (("gpu", set[int]()), ("cpu", cpu), ("storage", cpu | storage)):
+            end = next(block for block in range(at, 9) if block not in there)
+            assert hits.offloaded.get(medium, [0, 0, 0])[i] == (end - at) * 4
+            at = end
+        assert hits.tokens[i] == at * 4
