@@ -10,8 +10,9 @@ from typing import Final
 from epp.kvcache.sequence import Apply, Clear, Gap, StreamState
 
 LIVE_HIGH_WATER_MARK: Final = 10_000
-# A step announces what it computes: 30,000 tokens are 200 KB. A peer that sends more than this at once is cut off.
-MAX_MESSAGE_BYTES: Final = 4 << 20
+# A step announces what it computes: 130,000 tokens are less than 1 MB. A peer that sends more than this at once is cut off. libzmq reads
+# ahead while one of them is decoded, so this also bounds what a flood can take.
+MAX_MESSAGE_BYTES: Final = 2 << 20
 # One stream's share of a turn; then the next has its own.
 MESSAGES_A_TURN: Final = 64
 BYTES_A_TURN: Final = 512 << 10
@@ -19,7 +20,7 @@ BYTES_A_TURN: Final = 512 << 10
 BLOCKS_A_PART: Final = 512
 # No engine publishes faster than this for long: (a second, at once). What was received and not looked at stays below BACKLOG.
 MESSAGES_ALLOWED: Final = (2_000, 2_000)
-BYTES_ALLOWED: Final = (16 << 20, 16 << 20)
+BYTES_ALLOWED: Final = (16 << 20, 8 << 20)
 BACKLOG: Final = 2_500
 # What says nothing that could be used counts as so many times its bytes: reading it can cost as much.
 WASTE_FACTOR: Final = 8

@@ -9,8 +9,10 @@ from typing import Final
 
 import msgspec
 
+from epp.sources.kv_messages import MAX_MESSAGE_BYTES
+
 BLOCK: Final = 16
-LARGEST: Final = (4 << 20) - 64
+LARGEST: Final = MAX_MESSAGE_BYTES - 64
 """Bytes of what is just not too large for a picker."""
 
 Payloads = list[bytes]
@@ -53,7 +55,7 @@ def _bombs() -> Payloads:
         head + b"\x91\x82\xa4type\xabBlockStored\xacblock_hashes" + array(size - 64, b"\x80" * (size - 64)) + b"\x00",
         head + b"\x91\x81\xa1x" + array(size - 8, b"\xc0" * (size - 8)) + b"\x00",
         array(size, b"\x90" * size),
-        _encode([1.0, [["BlockStored"] * 1_000] * 300, 0]),
+        _encode([1.0, [["BlockStored"] * 1_000] * 150, 0]),
     ]
 
 
@@ -80,7 +82,7 @@ def _spans() -> Payloads:
     whole = list(range(2 * BLOCK))
     spans: Sequence[object] = (
         *(whole[:-1], [*whole, 1], whole * 100, [], [1 << 32] * 32, [-1] * 32, [1 << 63] * 32, [1.5] * 32, ["a"] * 32, None, "tokens"),
-        list(range(500_000)),
+        list(range(400_000)),
     )
     return [_batch(_stored(token_ids=span)) for span in spans for _ in range(5)]
 

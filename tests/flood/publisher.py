@@ -1,7 +1,8 @@
 """The publisher that floods: a process of its own, told over standard input what to send; `run` starts it.
 
 It prints its ports, then for each line `SECONDS PER_SECOND KIND` (PER_SECOND 0: as fast as loopback takes it; KIND *: all of them in
-turns; small: those of few bytes) what it did, as one line of JSON. Whoever asks it for a replay gets garbage without an end.
+turns; small: those of few bytes) what it did, as one line of JSON. With * whoever asks for a replay gets garbage without an end,
+otherwise an empty one.
 """
 
 import contextlib
@@ -22,6 +23,7 @@ SMALL: Final = "small"
 SMALL_BYTES: Final = 6_000
 BURST: Final = 50
 REPLIES: Final = 2_000
+END_OF_REPLAY: Final = b"\xff" * 8
 
 
 @dataclass(slots=True)
@@ -33,7 +35,7 @@ class Sent:
     heard_s: float = 0.0
     """Seconds in which anybody listened."""
     replays: int = 0
-    """Asked for, and answered with garbage."""
+    """Asked for and answered."""
 
 
 class Flooder:
@@ -56,7 +58,7 @@ class Flooder:
         messages = self._messages(kind)
         now = began
         while now < began + seconds:
-            self._attend(sent)
+            self._attend(sent, hostile=kind == ALL)
             if self._listeners:
                 self._burst(messages, sent)
                 sent.heard_s += time.monotonic() - now
@@ -85,7 +87,7 @@ class Flooder:
                 sent.messages += 1
                 sent.bytes += sum(map(len, frames))
 
-    def _attend(self, sent: Sent) -> None:
+    def _attend(self, sent: Sent, *, hostile: bool) -> None:
         with contextlib.suppress(zmq.Again):
             while True:
                 self._listeners += 1 if self._pub.recv(zmq.NOBLOCK)[:1] == b"\x01" else -1
@@ -93,6 +95,9 @@ class Flooder:
             while True:
                 identity = self._router.recv_multipart(zmq.NOBLOCK)[0]
                 sent.replays += 1
+                if not hostile:
+                    self._router.send_multipart([identity, b"", b"", END_OF_REPLAY, b""], zmq.NOBLOCK)
+                    continue
                 for message in itertools.islice(self._messages(ALL), REPLIES):
                     frames = message if isinstance(message, list) else [b"", b"", next(self._numbers).to_bytes(8, "big"), message]
                     self._router.send_multipart([identity, *frames], zmq.NOBLOCK)
