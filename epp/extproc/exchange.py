@@ -156,7 +156,7 @@ class Exchange:
         received, self._body = self._body, None
         owed, self._owed = self._owed, []
         if self.state is State.PICKING_BEFORE_BODY:
-            self.state = State.PASSING_REQUEST
+            self.state = State.EXPECT_RESPONSE_HEADERS if self._trailers else State.PASSING_REQUEST
             return [ReplyRequestHeaders(route, 0), *owed]
         if self._request_mode is BodyMode.BUFFERED and received is not None:
             self.state = State.PASSING_REQUEST
@@ -229,24 +229,33 @@ class Exchange:
         return [self._reject(BadRequestError("a request of headers and trailers cannot be routed in the body mode BUFFERED"))]
 
     def _owe_body(self, event: RequestBody) -> Sequence[Action]:
-        self._owed.append(ContinueRequestBody())
+        self._owed += self._pass_late(ContinueRequestBody())
         return []
 
     def _owe_trailers(self, event: RequestTrailers) -> Sequence[Action]:
-        self._owed.append(ReplyRequestTrailers())
+        self._owed += self._pass_late(ReplyRequestTrailers())
+        self._trailers = True
         return []
+
+    def _pass_late(self, reply: Reply) -> Sequence[Reply]:
+        """Nothing of a request follows its trailers; what does all the same gets no reply, which Envoy could not place."""
+        return () if self._trailers else (reply,)
 
     def _pass_body(self, event: RequestBody) -> Sequence[Action]:
         return [ContinueRequestBody()]
 
     def _pass_trailers(self, event: RequestTrailers) -> Sequence[Action]:
+        self._trailers = True
+        self.state = State.EXPECT_RESPONSE_HEADERS
         return [ReplyRequestTrailers()]
 
     def _on_late_body(self, event: RequestBody) -> Sequence[Action]:
-        return [ContinueRequestBody()] if self._one_reply_a_message() else []
+        return self._pass_late(ContinueRequestBody()) if self._one_reply_a_message() else ()
 
     def _on_late_trailers(self, event: RequestTrailers) -> Sequence[Action]:
-        return [ReplyRequestTrailers()] if self._one_reply_a_message() else []
+        replies = self._pass_late(ReplyRequestTrailers()) if self._one_reply_a_message() else ()
+        self._trailers = True
+        return replies
 
     # --- the response ---------------------------------------------------------------------------------------
 

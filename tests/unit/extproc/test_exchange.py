@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Callable, Iterable
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from epp.domain import DecisionId
@@ -529,6 +529,8 @@ def check_order(replies: Iterable[Action]) -> None:
 
 
 @given(st.lists(events, max_size=12), st.sampled_from(["resolve", "reject", "late"]))
+@example([RequestHeaders({}, end_of_stream=False, request_body_mode=BodyMode.NONE), RT, RequestBody(b"x", end_of_stream=False)], "resolve")
+@example([RequestHeaders({}, end_of_stream=False, request_body_mode=BodyMode.NONE), RT, RT], "late")
 def test_any_order_of_events_ends_well(told: list[Event], answer: str) -> None:
     """Whatever a peer sends, we pick once at most, keep Envoy's order of replies, and raise nothing but ProtocolError."""
     exchange, picks = Exchange(20), 0
