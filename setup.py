@@ -30,6 +30,7 @@ COMPILED = [
     "epp/requests/body.py",
     "epp/requests/chat.py",
     "epp/requests/parsers.py",
+    "epp/requests/shape.py",
     "epp/scheduling/profile.py",
     "epp/scheduling/scheduler.py",
     "epp/server/conversation.py",

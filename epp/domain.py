@@ -82,11 +82,12 @@ class Endpoint:
     rank: int = 0
     """Index among the endpoints of one pod (data-parallel rank)."""
     metrics: EndpointMetrics = NEVER_SCRAPED
+    host_port: str = field(init=False, repr=False, compare=False)
+    """ "ip:port" as it goes on the wire, IPv6 in brackets; asked for several times a request."""
 
-    @property
-    def host_port(self) -> str:
-        """ "ip:port" as it goes on the wire, IPv6 in brackets."""
-        return f"[{self.address}]:{self.port}" if ":" in self.address else f"{self.address}:{self.port}"
+    def __post_init__(self) -> None:
+        written = f"[{self.address}]:{self.port}" if ":" in self.address else f"{self.address}:{self.port}"
+        object.__setattr__(self, "host_port", written)
 
 
 class Api(Enum):
@@ -323,7 +324,7 @@ class RequestEnd:
     usage: Usage | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class StreamClosed:
     """What an ext_proc stream had come to when it closed."""
 

@@ -10,7 +10,6 @@ What is open and when it is over is kept in `open_decisions`. All methods run on
 import logging
 import random
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 from epp import names
@@ -45,17 +44,19 @@ HEADER_ONLY_PROFILE: Final = "header-only"
 BODY_NOT_SENT: Final = "body_not_sent"
 
 
-@dataclass(slots=True)
 class _Picking:
-    """One pick, as far as it has come."""
+    """One pick, as far as it has come. No dataclass, of which the compiled build would make instances slowly (setup.py)."""
 
-    headers: Mapping[str, str]
-    subset: Sequence[str] | None
-    attributes: bytes | None
-    since: float
-    request: InferenceRequest | None = None
-    forwarded: bytes | None = None
-    """The body that goes on, where it is not the one that came."""
+    __slots__ = ("attributes", "forwarded", "headers", "request", "since", "subset")
+
+    def __init__(self, headers: Mapping[str, str], subset: Sequence[str] | None, attributes: bytes | None, since: float) -> None:
+        self.headers = headers
+        self.subset = subset
+        self.attributes = attributes
+        self.since = since
+        self.request: InferenceRequest | None = None
+        self.forwarded: bytes | None = None
+        """The body that goes on, where it is not the one that came."""
 
 
 class Director:

@@ -39,22 +39,23 @@ class _Waiting:
     since: dict[DecisionId, float]
 
 
-@dataclass(slots=True)
 class OpenDecision:
-    """A decision whose answer is not known to have ended."""
+    """A decision whose answer is not known to have ended. No dataclass, of which the compiled build would make instances slowly (setup.py)."""
 
-    decision: Decision
-    answer: AnswerSeen
-    since: float
-    """Monotonic seconds when the request was here whole."""
-    attributes: bytes | None
-    """What the data plane said of the request's origin."""
-    origin: str | None = None
-    """The same, read; only once a log entry came that can be told by nothing else."""
-    waiting: _Waiting | None = None
-    """None: its stream is open."""
-    cause: EndCause = EndCause.AGED_OUT
-    """What the end is taken for if the log does not tell it; set with `waiting`."""
+    __slots__ = ("answer", "attributes", "cause", "decision", "origin", "since", "waiting")
+
+    def __init__(self, decision: Decision, answer: AnswerSeen, since: float, attributes: bytes | None) -> None:
+        """`since`: monotonic seconds when the request was here whole; `attributes`: what the data plane said of its origin."""
+        self.decision = decision
+        self.answer = answer
+        self.since = since
+        self.attributes = attributes
+        self.origin: str | None = None
+        """The same, read; only once a log entry came that can be told by nothing else."""
+        self.waiting: _Waiting | None = None
+        """None: its stream is open."""
+        self.cause = EndCause.AGED_OUT
+        """What the end is taken for if the log does not tell it; set with `waiting`."""
 
 
 class OpenDecisions:
