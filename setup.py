@@ -1,6 +1,6 @@
 """The compiled build: `EPP_COMPILE=1 pip install --no-build-isolation .` makes C of the modules that every request goes through.
 
-The same sources, types and behaviour at about half the CPU (`make bench` measures both); needs a C compiler and mypy beside pip.
+The same sources, types and behaviour for less CPU (`make bench` measures both); needs a C compiler and mypy beside pip.
 Without EPP_COMPILE nothing here has any effect: epp is pure Python, and pyproject.toml says all there is to say.
 """
 
