@@ -1,7 +1,8 @@
 """The prefix index alone: events applied, prompts looked up, endpoints that leave, memory. On the CPU's clock, in this process.
 
 Events are what engines send, msgpack and all, 8 blocks of 16 tokens each. A lookup's tokens are held by all endpoints, which is its
-dearest case but one: that a part of them is in another medium everywhere. A callback is a slice as the event source or the housekeeping runs it on the event loop.
+dearest case but one: that a part of them is in another medium everywhere. A callback is a slice as the event source or the
+housekeeping runs it on the event loop.
 """
 
 import gc

@@ -94,8 +94,8 @@ class Reporter:
     def parity_settled(self, endpoint: EndpointId, model: str, verdict: str) -> None:
         """A request's blocks were "confirmed", "contradicted" or "unseen" by its endpoint's events. Once per request with a prediction."""
 
-    def prompt_tokens_compared(self, endpoint: EndpointId, model: str, *, equal: bool) -> None:
-        """An answer states how many tokens its prompt has, and that is the number we counted, or not. Where answers come by."""
+    def prompt_tokens_compared(self, endpoint: EndpointId, model: str, more: int) -> None:
+        """An answer states how many tokens its prompt has: so many more than we counted, 0 where we are right. Where answers come by."""
 
     def hits_counted(self, endpoint: EndpointId, expected: int, found: int) -> None:
         """Hit tokens that some requests should have found at least, and how far the engine's counter went, other requests included."""

@@ -2,7 +2,7 @@
 
 A late joiner meets them when the head of the replay buffer is gone, anybody after a loss (spec/kv.md 8 rule 5). A waiting
 block is adopted when its parent arrives, and leaves when the engine removes it, so that no ghost comes of it. Bounded
-by blocks; the oldest give way. Used by `index` only, one instance a stream; pure.
+by blocks; the oldest give way. Used by `tiers`, one instance a cache group and medium; pure.
 """
 
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ class Orphan:
 
 
 class Orphans:
-    """The waiting blocks of one stream."""
+    """The waiting blocks of one cache group in one medium."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit

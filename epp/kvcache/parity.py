@@ -164,7 +164,7 @@ class ParityMonitor:
             return
         if said.prompt_tokens is not None:
             more = said.prompt_tokens - answered.prompt_tokens
-            self._reporter.prompt_tokens_compared(endpoint, model, equal=not more)
+            self._reporter.prompt_tokens_compared(endpoint, model, more)
             cause = None if not more else Cause.BOS if more in (1, -1) else Cause.TEMPLATE
             self._found(model, _COUNTS, _Finding(endpoint, cause, more))
         if said.cached_tokens is not None and answered.foreseen:

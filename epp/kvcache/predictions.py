@@ -326,22 +326,18 @@ class Predictions:
             )
 
     def forget(self, endpoint: EndpointId) -> None:
-        """The endpoint restarted, cleared its cache or is gone: nothing that was expected of it can be told any more."""
+        """The endpoint restarted, cleared its cache or is gone: what it was not seen to store by now cannot be told any more."""
         self._pods.pop(endpoint, None)
         self._heard.pop(endpoint, None)
-        for decision_id in [prediction.decision_id for prediction in self._open.values() if prediction.endpoint == endpoint]:
-            prediction = self._open.pop(decision_id)
+        gone = [prediction for prediction in self._open.values() if prediction.endpoint == endpoint]
+        for prediction in gone:
+            del self._open[prediction.decision_id]
+        gone += [prediction for _, prediction in self._due if prediction.endpoint == endpoint]
+        self._due = deque(due for due in self._due if due[1].endpoint != endpoint)
+        for prediction in gone:
             self._bytes -= prediction.prompt.bytes
-            self._outcomes.settled(Settled(endpoint, prediction.model, Verdict.UNSEEN))
-        kept: deque[tuple[float, _Prediction]] = deque()
-        for due in self._due:
-            if due[1].endpoint == endpoint:
-                self._bytes -= due[1].prompt.bytes
-                verdict = Verdict.UNSEEN if due[1].verdict is Verdict.CONTRADICTED else due[1].verdict
-                self._outcomes.settled(Settled(endpoint, due[1].model, verdict))
-            else:
-                kept.append(due)
-        self._due = kept
+            confirmed = prediction.verdict is Verdict.CONFIRMED
+            self._outcomes.settled(Settled(endpoint, prediction.model, Verdict.CONFIRMED if confirmed else Verdict.UNSEEN))
         self._outcomes.forgotten(endpoint)
 
     def settle(self, now: float) -> None:

@@ -1,8 +1,8 @@
 """A large dict in many small ones: growing a dict of 200,000 entries stalls the event loop for 10 ms, of millions for longer.
 
 Keys spread over the shards by their low bits, so they must be evenly spread hashes, as `keys` makes them: even a hostile engine
-cannot choose in which shard its blocks meet. Each shard grows by itself, so the
-longest stall is that of one. Pure; used by `index`, which reads `shards` itself where a method call a block would be too dear.
+cannot choose in which shard its blocks meet. Each shard grows by itself, so the longest stall is that of one. Pure; used by `tiers` and
+`index`, which read `shards` themselves where a method call a block would be too dear.
 """
 
 from collections.abc import Iterator

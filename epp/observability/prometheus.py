@@ -258,8 +258,8 @@ class PrometheusReporter(Reporter):
     def parity_settled(self, endpoint: EndpointId, model: str, verdict: str) -> None:
         self._of_endpoint(endpoint, self._parity, (self._models.admit(model), endpoint, verdict)).inc()
 
-    def prompt_tokens_compared(self, endpoint: EndpointId, model: str, *, equal: bool) -> None:
-        result = "equal" if equal else "different"
+    def prompt_tokens_compared(self, endpoint: EndpointId, model: str, more: int) -> None:
+        result = "different" if more else "equal"
         self._of_endpoint(endpoint, self._prompt_tokens, (self._models.admit(model), endpoint, result)).inc()
 
     def hits_counted(self, endpoint: EndpointId, expected: int, found: int) -> None:

@@ -1,12 +1,13 @@
 """precise-prefix-cache-producer: how much of the prompt each endpoint holds, as its KV events tell (spec/plugins.md 8.2).
 
-Asks the index once a request and reports in blocks of `blockSizeTokens`, the unit of ratios and counts; what block size an
-engine uses is the index's business, and which mediums it has blocks in; what those are worth is said here. Where token ids are absent it abstains: it puts nothing, never a guess.
+Asks the index once a request and reports in blocks of `blockSizeTokens`, the unit of ratios and counts. Which block size an engine
+uses, and which mediums it has blocks in, is the index's business; what those are worth is said here. Where token ids are absent it
+abstains: it puts nothing, never a guess.
 
 With `speculativeIndexing` the chosen endpoint counts as holding the prompt at once, for `speculativeTTL`, so that the next
-request with this prefix follows it before the first event arrives, and longer while its prefill has not been seen to end. The
-index is told of every decision, and holds what the endpoint stores against it (epp.kvcache.predictions). Stateless: the index owns the
-blocks. An endpoint that fails a request counts as holding only what its events have shown.
+request with this prefix follows it before the first event arrives, and longer while its prefill has not been seen to end. An
+endpoint that fails a request counts as holding only what its events have shown. The index is told of every decision, and holds what
+the endpoint stores against it (epp.kvcache.predictions). Stateless: the index owns the blocks.
 """
 
 import math

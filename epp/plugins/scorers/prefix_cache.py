@@ -1,6 +1,7 @@
 """prefix-cache-scorer: the more of the prompt an endpoint holds in its KV cache, the better (spec/plugins.md 5).
 
-Blocks outside GPU memory count as much as their medium's weight (kvCacheBackendConfigs), exactly. Stateless: a prefix producer finds the matches. Without tokens there are none, and every endpoint scores 0.
+Blocks outside GPU memory count as much as their medium's weight (kvCacheBackendConfigs), exactly. Stateless: a prefix producer finds
+the matches. Without tokens there are none, and every endpoint scores 0.
 """
 
 from collections.abc import Sequence

@@ -59,8 +59,8 @@ class Recorder(Reporter):
     def parity_settled(self, endpoint: EndpointId, model: str, verdict: str) -> None:
         self.verdicts[verdict] += 1
 
-    def prompt_tokens_compared(self, endpoint: EndpointId, model: str, *, equal: bool) -> None:
-        self.counts[equal] += 1
+    def prompt_tokens_compared(self, endpoint: EndpointId, model: str, more: int) -> None:
+        self.counts[not more] += 1
 
     def hits_counted(self, endpoint: EndpointId, expected: int, found: int) -> None:
         self.counted.append((expected, found))

@@ -73,3 +73,30 @@ def test_predictions_hold_prompts_only_until_their_prefill_is_seen(monkeypatch: 
     for number in range(10, 13):
         watched.add(DecisionId(str(number)), A, "m", prompt)
     assert len(watched) == 3
+
+
+@pytest.mark.parametrize("stored", [0, 4, 8], ids=["nothing", "half of it", "all of it"])
+@pytest.mark.parametrize("answered", [False, True], ids=["under way", "answered"])
+@pytest.mark.parametrize("leaves", [False, True], ids=["stays", "leaves"])
+def test_a_prediction_gives_its_room_back_however_it_ends(
+    *, stored: int, answered: bool, leaves: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once for each: neither a restart nor an answer takes it along, and what was seen stored by then is confirmed."""
+    prompt = Prompt(chain(1, 8), pack_tokens(list(range(32))), 4, None, (), 0)
+    monkeypatch.setattr(predictions, "MAX_BYTES", 3 * prompt.bytes)
+    verdicts = Verdicts()
+    watched = Predictions(lambda: 0.0, outcomes=verdicts, prefill_ended=lambda _: None)
+    for number in range(3):
+        watched.add(DecisionId(str(number)), A, "m", prompt)
+    if stored:
+        watched.stored(A, BlockKey(0), BlockStored([], None, prompt.packed[: stored * 16], 4), prompt.chain[:stored])
+    if answered or not leaves:
+        for number in range(3):
+            watched.ended(DecisionId(str(number)), served=True, said=None)
+    if leaves:
+        watched.forget(A)
+    watched.settle(100.0)
+    assert verdicts.said == ["confirmed" if stored else "unseen"] * 3
+    for number in range(10, 20):
+        watched.add(DecisionId(str(number)), B, "m", prompt)
+    assert len(watched) == 3

@@ -358,7 +358,7 @@ def test_parity(registry: CollectorRegistry, reporter: PrometheusReporter) -> No
     assert value("epp_parity_lost", {"model": "tiny", "cause": "bos"}) == 1
     reporter.parity_restored("tiny")
     assert value("epp_parity_lost", {"model": "tiny", "cause": "bos"}) == 0
-    reporter.prompt_tokens_compared(endpoint, "tiny", equal=False)
+    reporter.prompt_tokens_compared(endpoint, "tiny", 1)
     assert value("epp_parity_prompt_tokens_total", {"model": "tiny", "endpoint": "team/a", "result": "different"}) == 1
     reporter.hits_counted(endpoint, 1_000, 900)
     assert value("epp_parity_counted_hit_tokens_total", {"endpoint": "team/a", "said": "expected"}) == 1_000
