@@ -11,4 +11,4 @@ def _max_tokens(fields: Fields) -> object:
     return sampling.get("max_tokens") if isinstance(sampling, dict) else None
 
 
-GENERATE: Final = Shape(Api.GENERATE, max_tokens=_max_tokens, requires_model=False)
+GENERATE: Final = Shape(Api.GENERATE, max_tokens=_max_tokens, model_is_text=False)

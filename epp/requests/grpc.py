@@ -86,7 +86,7 @@ def _engine(read: Callable[[bytes], Body], answer: AnswerFormat) -> Shape:
         Api.GENERATE,
         max_tokens=_max_tokens,
         read=_reader(read),
-        requires_model=False,
+        model_is_text=False,
         rewritable=False,
         answer=answer,
     )
@@ -97,7 +97,7 @@ def _vertex(api: Api) -> Shape:
         api,
         max_tokens=CHAT.max_tokens,
         read=_reader(_prediction),
-        requires_model=False,
+        model_is_text=False,
         rewritable=False,
         answer=AnswerFormat.HTTP_BODY,
     )

@@ -27,5 +27,5 @@ EMBEDDINGS: Final = Shape(Api.OPAQUE, requires("embeddings", "input", "messages"
 CONVERSATIONS: Final = Shape(Api.OPAQUE, requires("conversations", "items"))
 IMAGES: Final = Shape(Api.OPAQUE, requires("images generations", "prompt"))
 RENDER: Final = Shape(Api.OPAQUE)
-NAMED: Final = Shape(Api.OPAQUE, requires_model=False)
+NAMED: Final = Shape(Api.OPAQUE, model_is_text=False)
 """Whatever it is: its model is read where it names one."""

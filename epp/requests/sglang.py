@@ -30,4 +30,4 @@ def _max_tokens(fields: Fields) -> object:
     return sampling.get("max_new_tokens") if isinstance(sampling, dict) else None
 
 
-GENERATE: Final = Shape(Api.COMPLETIONS, max_tokens=_max_tokens, read=_read, requires_model=False, rewritable=False)
+GENERATE: Final = Shape(Api.COMPLETIONS, max_tokens=_max_tokens, read=_read, model_is_text=False, rewritable=False)

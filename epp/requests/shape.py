@@ -40,8 +40,8 @@ class Shape:
     """What limits the answer (spec/plugins.md 9.2); anything but a number limits nothing."""
     read: Callable[[bytes], Body] = decode
     """Bytes to fields. Raises BadRequestError where no server could read them."""
-    requires_model: bool = True
-    """Row 9 of spec/protocol.md 1.5.1 applies; otherwise a request without a model is one for the base model."""
+    model_is_text: bool = True
+    """A model that is no string is row 9 of spec/protocol.md 1.5.1; otherwise it is taken for none, which means the base model."""
     rewritable: bool = True
     """Its body is JSON that names the model, so that the name can be replaced (spec/protocol.md 2.3.13, step 3)."""
     answer: AnswerFormat = AnswerFormat.JSON

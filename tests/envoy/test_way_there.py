@@ -120,7 +120,7 @@ REFUSED = [
     (COMPLETIONS, b"no json", "error unmarshaling request bodyMap: "),
     (COMPLETIONS, b'{"model": "m"}', "invalid completions request: must have prompt field"),
     ("/v1/chat/completions", b'{"model": "m"}', "invalid chat completions request: must have valid messages field"),
-    (COMPLETIONS, b'{"prompt": "p"}', "model not found in request body"),
+    (COMPLETIONS, b'{"prompt": "p", "model": 7}', "model not found in request body"),
 ]
 
 

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from epp import names
 from epp.domain import Api
 from epp.errors import BadRequestError, ConfigError
 from epp.requests import RequestParsers
@@ -90,11 +91,17 @@ REFUSALS = [
     ("/v1/responses", {"model": "m"}, "invalid responses request: must have input field"),
     ("/v1/conversations", {"model": "m"}, "invalid conversations request: must have items field"),
     ("/v1/images/generations", {"model": "m"}, "invalid images generations request: must have prompt field"),
-    ("/v1/completions", {"prompt": "p"}, "model not found in request body"),
-    ("/v1/completions", {"prompt": "p", "model": ""}, "model not found in request body"),
     ("/v1/completions", {"prompt": "p", "model": 5}, "model not found in request body"),
-    ("/v1/chat/completions/render", {}, "model not found in request body"),
+    ("/v1/chat/completions/render", {"model": ["m"]}, "model not found in request body"),
 ]
+
+
+@pytest.mark.parametrize("named", [{}, {"model": ""}, {"model": None}], ids=["missing", "empty", "null"])
+def test_a_request_without_a_model_is_for_the_base_model(named: dict[str, object]) -> None:
+    """vLLM answers it, so nobody is refused who would have been answered; a rewrite gives it a name."""
+    body = json.dumps({"prompt": "p", **named}).encode()
+    assert PARSERS.parse({":path": "/v1/completions"}, body).served_model == ""
+    assert PARSERS.parse({":path": "/v1/completions", names.MODEL_REWRITE_HEADERS[0]: "m"}, body).served_model == "m"
 
 
 @pytest.mark.parametrize(("path", "fields", "message"), REFUSALS)
@@ -173,9 +180,9 @@ def test_half_a_surrogate_pair_in_a_name_reaches_no_page_of_metrics(name: str) -
     assert getattr(request, name) == "a?"
 
 
-@pytest.mark.parametrize("text", [b'{"prompt":"\\ud800"}', f'{{"prompt":"p","x":{DEEP}}}'.encode(), b'{"model":"m","prompt":NaN}'])
+@pytest.mark.parametrize("text", [b'{"model":5,"prompt":"\\ud800"}', f'{{"prompt":5,"x":{DEEP}}}'.encode(), b'{"model":"m","prompt":NaN}'])
 def test_tolerance_ends_where_the_request_itself_is_at_fault(text: bytes) -> None:
-    """No model, or a number as prompt, is refused whatever else is odd about the body."""
+    """A number as model or as prompt is refused whatever else is odd about the body."""
     with pytest.raises(BadRequestError):
         PARSERS.parse({":path": "/v1/completions"}, text)
 
