@@ -38,8 +38,8 @@ def measure(*, quick: bool) -> list[Step]:
     for tokens, endpoints in itertools.product((8_000, 100_000), (8, 256)):
         steps.append(Step(f"a prompt of {tokens:,} tokens looked up, {endpoints} endpoints", _looking_up(tokens, endpoints, quick=quick)))
     steps.append(Step("the same, its second half in CPU memory", _looking_up(100_000, 256, quick=quick, offloaded=True)))
-    steps.append(Step("longest slice of events, table growing to 200,000 blocks", Spread(tuple(_growing(200_000) for _ in range(2)))))
-    steps.append(Step(f"longest slice, an endpoint of {ENDPOINT_BLOCKS:,} blocks leaves", Spread(tuple(_leaving() for _ in range(2)))))
+    steps.append(Step("longest slice of events, table growing to 200,000 blocks", Spread(tuple(_growing(200_000) for _ in range(3)))))
+    steps.append(Step(f"longest slice, an endpoint of {ENDPOINT_BLOCKS:,} blocks leaves", Spread(tuple(_leaving() for _ in range(3)))))
     return steps
 
 

@@ -17,7 +17,7 @@ DecisionId = NewType("DecisionId", str)
 """Ours, unique per decision; travels to Envoy as dynamic metadata and comes back in the access log."""
 
 BlockKey = NewType("BlockKey", int)
-"""Our own 64-bit chain hash of a block and all before it. Valid in this process only."""
+"""Our own 60-bit chain hash of a block and all before it. Valid in this process only."""
 
 EngineHash = NewType("EngineHash", int)
 """What an engine calls a block, mixed so that no engine can choose the value. Valid in this process only."""

@@ -20,6 +20,8 @@ from epp.domain import BlockKey, EngineHash, MediaSpan, TokenIds
 TOKEN_BYTES = array("I").itemsize
 _ENGINE_HASH_BYTES = 8
 _MASK = (1 << 64) - 1
+# Of 64 bits these are kept: CPython's integers take 16 bytes more beyond, twice for each block of each endpoint.
+_SHORT = (1 << 60) - 1
 
 Extras = tuple[tuple[object, ...], ...]
 """Extras of one block, in the engine's order: ("salt", salt), ("mm", identifier, offset), ("mm", identifier), ("embeds", digest)."""
@@ -35,18 +37,15 @@ def pack_tokens(tokens: TokenIds) -> bytes:
 
 
 def engine_hash(raw: int | bytes) -> EngineHash:
-    """What an engine calls a block, by the low 64 bits: engines that publish integers publish the last 8 bytes of the digest (1.7.3).
-
-    60 bits of it: with more, each integer takes 4 bytes more, millions of them a fleet.
-    """
+    """What an engine calls a block, by the low 64 bits: engines that publish integers publish the last 8 bytes of the digest (1.7.3)."""
     if isinstance(raw, bytes):
-        return EngineHash(hash(raw[-_ENGINE_HASH_BYTES:].rjust(_ENGINE_HASH_BYTES, b"\0")) >> 4)
-    return EngineHash(hash((raw & _MASK).to_bytes(_ENGINE_HASH_BYTES, "big")) >> 4)
+        return EngineHash(hash(raw[-_ENGINE_HASH_BYTES:].rjust(_ENGINE_HASH_BYTES, b"\0")) & _SHORT)
+    return EngineHash(hash((raw & _MASK).to_bytes(_ENGINE_HASH_BYTES, "big")) & _SHORT)
 
 
 def root_key(lora: str | None, block_size: int) -> BlockKey:
     """Parent of the block at token 0. `lora` None is the base model."""
-    return BlockKey(hash(("epp", lora, block_size)))
+    return BlockKey(hash(("epp", lora, block_size)) & _SHORT)
 
 
 def chain_keys(parent: BlockKey, packed: bytes, block_size: int, extras: Sequence[Extras] = ()) -> list[BlockKey]:
@@ -56,8 +55,9 @@ def chain_keys(parent: BlockKey, packed: bytes, block_size: int, extras: Sequenc
     # One C-level iteration cuts the blocks, each as a 1-tuple: half the time of slicing in Python.
     blocks = Struct(f"{width}s").iter_unpack(memoryview(packed)[:full])
     key: int = parent
-    keys = [key := hash((key, block, extra)) if extra else hash((key, block)) for extra, block in zip(extras, blocks, strict=False)]
-    keys += [key := hash((key, block)) for block in blocks]
+    short = _SHORT
+    keys = [key := hash((key, block, extra) if extra else (key, block)) & short for extra, block in zip(extras, blocks, strict=False)]
+    keys += [key := hash((key, block)) & short for block in blocks]
     return cast("list[BlockKey]", keys)
 
 

@@ -124,7 +124,7 @@ def _read(phase: Phase, before: Mapping[str, float], after: Mapping[str, float])
         elif name == "epp_kv_stream_state" and value and BAD_POD not in labels and 'state="live"' not in labels:
             phase.others_unheard += 1
     phase.ends = {
-        float(sample.partition('le="')[2].rstrip('"}')): int(value - before.get(sample, 0.0))
+        float(sample.partition('le="')[2].partition('"')[0]): int(value - before.get(sample, 0.0))
         for sample, value in after.items()
         if sample.startswith("epp_prefill_seconds_bucket")
     }
