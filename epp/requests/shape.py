@@ -22,7 +22,7 @@ def max_tokens_of(*keys: str) -> Callable[[Fields], object]:
     def find(fields: Fields) -> object:
         for key in keys:
             value = fields.get(key)
-            if isinstance(value, int):
+            if isinstance(value, int) and not isinstance(value, bool):  # as an int, true would be 1 in the compiled build
                 return value
         return None
 
