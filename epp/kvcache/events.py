@@ -22,6 +22,9 @@ from epp.kvcache.unpack import unpack
 MAX_ERRORS: Final = 100
 # To clear a cache takes as long as so many blocks.
 _CLEAR_BLOCKS: Final = 16
+# What Python makes of an event and of a block it names.
+_EVENT_BYTES: Final = 256
+_BLOCK_BYTES: Final = 40
 
 # Position -> field of the array layout since vLLM 0.8.5; later versions only appended (spec/kv.md 1.7.1).
 _STORED_FIELDS: Final = (
@@ -90,6 +93,8 @@ class Batch:
     events: list[Event] | tuple[Event, ...] = ()
     errors: tuple[str, ...] = ()
     """One reason for each event, or for the batch, that could not be decoded."""
+    unread: bool = False
+    """It said more than this, and nobody knows what."""
 
 
 class _MalformedError(ValueError):
@@ -101,25 +106,41 @@ def decode(payload: bytes) -> Batch:
     try:
         fields = _as_fields(unpack(payload), _BATCH_FIELDS, "payload")
     except (ValueError, TypeError, RecursionError, MemoryError):  # what msgspec raises on garbage, bombs and odd map keys
-        return Batch(ts=None, errors=("payload",))
+        return Batch(ts=None, errors=("payload",), unread=True)
     events: list[Event] = []
     errors: list[str] = []
     raw_events = fields.get("events")
-    if isinstance(raw_events, list):
+    unread = False
+    if isinstance(raw_events, list | map):
         for raw in raw_events:
             try:
                 event = _event(raw)
             except _MalformedError as error:
                 errors.append(str(error))
                 if len(errors) == MAX_ERRORS:
+                    unread = True
                     break
             else:
                 if event is not None:
                     events.append(event)
+            del raw  # its lists, before the next is decoded
     else:
         errors.append("payload")
+        unread = True
     rank = fields.get("data_parallel_rank")
-    return Batch(_timestamp(fields.get("ts")), rank if isinstance(rank, int) else None, events, tuple(errors))
+    return Batch(_timestamp(fields.get("ts")), rank if isinstance(rank, int) else None, events, tuple(errors), unread)
+
+
+def weight(batch: Batch) -> int:
+    """Bytes of memory the batch takes, roughly."""
+    size = _EVENT_BYTES
+    for event in batch.events:
+        size += _EVENT_BYTES
+        if isinstance(event, BlockStored):
+            size += len(event.tokens)
+        if not isinstance(event, AllCleared):
+            size += _BLOCK_BYTES * len(event.hashes)
+    return size
 
 
 def slices(batch: Batch, max_blocks: int) -> Iterator[Batch]:

@@ -19,13 +19,13 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
-from epp.kvcache.events import AllCleared, Batch
+from epp.kvcache.events import Batch, weight
 
 SEQ_BYTES: Final = 8
-# A replay is given up that brings nothing new this often, or keeps this many live batches waiting.
+# A replay is given up that brings nothing new this often, or keeps this many live batches waiting, or so many bytes of them.
 MAX_ATTEMPTS: Final = 3
 MAX_QUEUED: Final = 10_000
-MAX_QUEUED_BLOCKS: Final = 200_000
+MAX_QUEUED_BYTES: Final = 16 << 20
 
 # vLLM counts from 0, llm-d-inference-sim from 1: a stream that begins with either has no lost head.
 _FIRST_SEQS: Final = (0, 1)
@@ -38,7 +38,7 @@ class StreamState(Enum):
     REPLAYING = "replaying"
     LIVE = "live"
     PARTIAL = "partial"
-    """Live, but batches are missing that nothing could bring back."""
+    """Live, but batches are missing that nothing could bring back, or could not be read."""
     LOST = "lost"
     """The connection broke; what is known stays."""
 
@@ -81,7 +81,7 @@ class EventSequence:
     """State of one stream, from before its first connection to its end."""
 
     def __init__(self, *, replay: bool) -> None:
-        self._can_replay = replay
+        self._has_replay = self._can_replay = replay
         self._phase = StreamState.CONNECTING
         self._partial = False
         self._last: int | None = None
@@ -90,7 +90,7 @@ class EventSequence:
         self._newest_ts = float("-inf")
         self._queue: list[tuple[int, Batch]] = []
         """Live batches that wait for the replay to end."""
-        self._queued_blocks = 0
+        self._queued_bytes = 0
         self._checking = False
         """The replay only makes sure that nothing was lost at the end."""
         self._gap_told: int | None = None
@@ -128,6 +128,7 @@ class EventSequence:
         """The connection broke. Batches that waited are dropped: the replay of the next connection knows which of them still count."""
         self._phase = StreamState.LOST
         self._checking = False
+        self._can_replay = self._has_replay
         self._drop_queue()
 
     def unreachable(self) -> list[Action]:
@@ -163,8 +164,8 @@ class EventSequence:
             # Still read from the broken connection. What does not follow directly, the next connection's replay brings.
             return [self._apply(seq, batch)] if self._last is not None and seq == self._last + 1 else []
         self._queue.append((seq, batch))
-        self._queued_blocks += sum(len(event.hashes) for event in batch.events if not isinstance(event, AllCleared))
-        full = len(self._queue) >= MAX_QUEUED or self._queued_blocks >= MAX_QUEUED_BLOCKS
+        self._queued_bytes += weight(batch)
+        full = len(self._queue) >= MAX_QUEUED or self._queued_bytes >= MAX_QUEUED_BYTES
         return self._finish(partial=True) if full else []
 
     def replayed(self, seq: int, batch: Batch) -> list[Action]:
@@ -214,6 +215,11 @@ class EventSequence:
         """The replay takes too long: go live with what there is."""
         return self._finish(partial=True) if self._phase is StreamState.REPLAYING else []
 
+    def renounce(self) -> list[Action]:
+        """The history says nothing: go on as if there was none, until the connection breaks."""
+        self._can_replay = False
+        return self.give_up()
+
     def _start_replay(self) -> list[Action]:
         self._phase = StreamState.REPLAYING
         self._attempts = 0
@@ -225,7 +231,7 @@ class EventSequence:
 
     def _drop_queue(self) -> None:
         self._queue.clear()
-        self._queued_blocks = 0
+        self._queued_bytes = 0
 
     def _reaches_live(self) -> bool:
         """Nothing is missing before the first live batch that waits."""
@@ -238,7 +244,7 @@ class EventSequence:
         self._partial = partial
         self._checking = False
         queue, self._queue = self._queue, []
-        self._queued_blocks = 0
+        self._queued_bytes = 0
         actions: list[Action] = []
         for i, (seq, batch) in enumerate(queue):
             actions += self._deliver(seq, batch, heal=self._can_replay and i > 0)
@@ -279,6 +285,8 @@ class EventSequence:
         self._last_ts = batch.ts
         if batch.ts is not None:
             self._newest_ts = batch.ts
+        if batch.unread:
+            self._partial = True
         return Apply(batch)
 
     def _forget(self) -> list[Action]:

@@ -2,6 +2,7 @@
 
 What is short is decoded as it is. What is long is taken apart level by level: a batch, its events, their fields, each of them no more than
 an engine has; of these, lists of numbers and bytes may be long, and everything that nests is short in all. What is otherwise costs its event.
+One event after the other is decoded, when it is asked for: as Python objects a list takes up to thirteen times its bytes.
 Called by `events.decode`; pure.
 """
 
@@ -11,10 +12,13 @@ import msgspec
 
 PLAIN_BYTES: Final = 32 << 10
 """Shorter payloads can do no harm."""
-MAX_EVENTS: Final = 20_000
-"""More than an engine evicts in one step."""
+MAX_EVENTS: Final = 90_000
+"""More than fit into a message of 2 MiB: blocks are evicted one by one, and to say so takes at least 24 bytes."""
 MAX_FIELDS: Final = 24
-MAX_TOKENS: Final = 1 << 20
+MAX_LIST: Final = 1 << 18
+"""Entries of one list: tokens, or blocks, of a step."""
+MAX_LISTED: Final = 1 << 19
+"""Entries of all lists of a payload: several cache groups tell of the same tokens."""
 NESTED_BYTES: Final = 256 << 10
 """Of extra keys and fields nobody knows, in all events of a payload together."""
 
@@ -28,11 +32,11 @@ _flat: Final = msgspec.msgpack.Decoder(list[int | bytes | None])
 
 
 def unpack(payload: bytes) -> object:
-    """The decoded batch. Raises ValueError, RecursionError or MemoryError where the payload as a whole is no batch."""
+    """The decoded batch; the events of a long one are a `map`. Raises ValueError, RecursionError or MemoryError where the whole is no batch."""
     if len(payload) <= PLAIN_BYTES:
         return _plain(payload)
     taker = _Taker()
-    parts = _parts(payload, MAX_FIELDS)
+    parts = _parts(memoryview(payload), MAX_FIELDS)
     if isinstance(parts, dict):
         return {name: taker.events(raw) if name == "events" else taker.field(raw) for name, raw in parts.items()}
     return [taker.events(raw) if i == 1 else taker.field(raw) for i, raw in enumerate(parts)]
@@ -41,43 +45,47 @@ def unpack(payload: bytes) -> object:
 class _Taker:
     """Takes one payload apart."""
 
-    __slots__ = ("_nested_left",)
+    __slots__ = ("_listed_left", "_nested_left")
 
     def __init__(self) -> None:
         self._nested_left = NESTED_BYTES
+        self._listed_left = MAX_LISTED
 
     def events(self, raw: msgspec.Raw) -> object:
         """All of them, in their order."""
-        parts = _parts(bytes(raw), MAX_EVENTS)
-        return [self._event(event) for event in parts] if isinstance(parts, list) else MALFORMED
+        parts = _parts(memoryview(raw), MAX_EVENTS)
+        return map(self._event, parts) if isinstance(parts, list) else MALFORMED
 
     def _event(self, raw: msgspec.Raw) -> object:
         try:
-            parts = _parts(bytes(raw), MAX_FIELDS)
+            parts = _parts(memoryview(raw), MAX_FIELDS)
             if isinstance(parts, dict):
                 return {name: self.field(value) for name, value in parts.items()}
             return [self.field(value) for value in parts]
-        except (ValueError, RecursionError):
+        except (ValueError, RecursionError, MemoryError):
             return MALFORMED
 
     def field(self, raw: msgspec.Raw) -> object:
         """A number, a text, a flat list, or something short. Raises ValueError for anything else."""
-        data = bytes(raw)
+        data = memoryview(raw)
         entries = _entries(data)
         if entries is None:
             return _plain(data)
-        if entries > MAX_TOKENS:
-            raise ValueError("longer than any context")
+        if entries > MAX_LIST or entries > self._listed_left:
+            raise ValueError("more than any step is about")
         try:
-            return _flat.decode(data)
+            flat = _flat.decode(data)
         except msgspec.ValidationError:
             if len(data) > self._nested_left:
                 raise
+        else:
+            self._listed_left -= entries
+            return flat
         self._nested_left -= len(data)
         return _plain(data)
 
 
-def _parts(data: bytes, limit: int) -> list[msgspec.Raw] | dict[str, msgspec.Raw]:
+def _parts(data: memoryview, limit: int) -> list[msgspec.Raw] | dict[str, msgspec.Raw]:
     """The entries of an array or a map, not decoded. Raises ValueError for more than that, or something else."""
     if (_entries(data) or 0) > limit:
         raise ValueError("more entries than any engine writes")
@@ -85,7 +93,7 @@ def _parts(data: bytes, limit: int) -> list[msgspec.Raw] | dict[str, msgspec.Raw
     return _map.decode(data) if 0x80 <= kind <= 0x8F or kind in (0xDE, 0xDF) else _array.decode(data)
 
 
-def _entries(data: bytes) -> int | None:
+def _entries(data: memoryview) -> int | None:
     """How many an array or a map says it has; None for anything else."""
     kind = data[0]
     if 0x80 <= kind <= 0x9F:

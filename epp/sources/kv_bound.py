@@ -22,10 +22,11 @@ from epp.sources.kv_messages import (
     LIVE_HIGH_WATER_MARK,
     MESSAGES_A_TURN,
     MESSAGES_ALLOWED,
-    WASTE_FACTOR,
+    WASTE_ALLOWED,
     Allowance,
     Failed,
     Named,
+    ReadAhead,
     StateChanged,
     Told,
 )
@@ -50,10 +51,11 @@ def pod_of(topic: bytes) -> str | None:
 class _Speaker:
     """One pod that connected, and the streams of its ranks."""
 
-    __slots__ = ("messages", "sequences", "volume")
+    __slots__ = ("messages", "sequences", "volume", "waste")
 
     def __init__(self, now: float) -> None:
         self.messages, self.volume = Allowance(MESSAGES_ALLOWED, now), Allowance(BYTES_ALLOWED, now)
+        self.waste = Allowance(WASTE_ALLOWED, now)
         self.sequences: dict[int, EventSequence] = {}
 
 
@@ -65,6 +67,7 @@ class BoundSocket:
         self._host = host
         self._errors: Counter[str] = Counter()
         self._speakers: OrderedDict[str, _Speaker] = OrderedDict()
+        self._read_ahead = ReadAhead(LIVE_HIGH_WATER_MARK)
         self.socket = host.socket(zmq.SUB, LIVE_HIGH_WATER_MARK)
         try:
             self.socket.subscribe(b"")
@@ -95,6 +98,8 @@ class BoundSocket:
 
     def _on_message(self, frames: list[bytes]) -> int:
         size = sum(map(len, frames))
+        if self._read_ahead.lowered_by(size):  # of each engine's connection
+            self.socket.rcvhwm = self._read_ahead.mark
         seq = parse_seq(frames[1]) if len(frames) == 3 else None
         pod = pod_of(frames[0])
         if seq is None:
@@ -116,7 +121,7 @@ class BoundSocket:
             self._errors["flood"] += 1
             return
         batch = decode(payload)
-        if not batch.events and not speaker.volume.take(WASTE_FACTOR * len(payload), now):
+        if not batch.events and not speaker.waste.take(len(payload), now):
             self._errors["flood"] += 1
             return
         rank = batch.rank or 0

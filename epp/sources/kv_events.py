@@ -1,8 +1,8 @@
 """KV events of every endpoint, from the wire into the index (spec/kv.md 1, 8; docs/architecture.md decision 5).
 
 `sync` names the endpoints that should be listened to; streams open and close to match. The sockets live in a thread of
-their own (`kv_streams`); what it decoded is applied here, on the event loop, in parts that take a few milliseconds at
-most, and in order. So readers of the index always see whole parts and never wait.
+their own (`kv_streams`); what it decoded comes by way of an `Inbox` and is applied here, on the event loop, in parts that
+take a few milliseconds at most, and in order. So readers of the index always see whole parts and never wait.
 
 Engines may also connect to us (`bind`); then `kv_named` tells who speaks. An endpoint heard over its own socket is not
 heard a second time this way.
@@ -15,7 +15,6 @@ event loop.
 
 import asyncio
 import itertools
-from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -28,15 +27,12 @@ from epp.kvcache.index import PrefixIndex
 from epp.kvcache.sequence import Apply, Clear, Gap, StreamState
 from epp.reporter import Reporter
 from epp.sources.kv_bound import BOUND
+from epp.sources.kv_inbox import Inbox
 from epp.sources.kv_messages import Delivery, Failed, Named, StateChanged, StreamAddress, Timing, Told, Unreachable
 from epp.sources.kv_named import NamedPods, StreamKey
 from epp.sources.kv_ports import BadPortError, EventPorts, Ports, Unanswered
 from epp.sources.kv_streams import StreamThread
 
-# A loop callback applies deliveries for this long, which leaves room for the last of them within 5 ms.
-SLICE_S: Final = 0.002
-# Beyond this many deliveries waiting, the thread stops reading.
-MAX_PENDING: Final = 1_000
 # A replay that does not bring the truth either is not asked for again at once.
 DISTRUST_S: Final = 60.0
 _NEVER: Final = float("-inf")
@@ -125,15 +121,14 @@ class KvEventSource:
         """Stream of each token; deliveries of closed ones find none."""
         self._unsettled: set[int] | None = None
         """Tokens `settled` waits for; None before the first sync."""
-        self._pending: deque[tuple[int, Delivery]] = deque()
-        self._draining = False
+        self._inbox = Inbox(self._handle, clock)
         self._tick: asyncio.TimerHandle | None = None
         self._ended: asyncio.Future[None] | None = None
         self._failure: Exception | None = None
         self._thread = StreamThread(
-            deliver=self._deliver,
+            deliver=self._inbox.put,
             ended=self._thread_ended,
-            behind=lambda: len(self._pending) >= MAX_PENDING,
+            behind=self._inbox.is_full,
             accepts=lambda topic: not topic or topic.startswith(prefix),
             clock=clock,
             timing=timing,
@@ -144,6 +139,7 @@ class KvEventSource:
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Begin; `loop` is where the index lives. Raises ConfigError where `bind` cannot be bound."""
         self._loop = loop
+        self._inbox.open(loop)
         try:
             self._thread.start()
         except zmq.ZMQError as error:
@@ -306,13 +302,6 @@ class KvEventSource:
             self.settled.set()
 
     # --- from the thread -------------------------------------------------------------------------------------
-    def _deliver(self, token: int, delivery: Delivery) -> None:
-        """On the stream thread."""
-        self._pending.append((token, delivery))
-        if not self._draining:
-            self._draining = True
-            self._loop.call_soon_threadsafe(self._drain)
-
     def _thread_ended(self, failure: Exception | None) -> None:
         """On the stream thread, last of all."""
         self._loop.call_soon_threadsafe(self._on_thread_ended, failure)
@@ -323,26 +312,16 @@ class KvEventSource:
         self._ended.set_result(None)
 
     # --- on the event loop -----------------------------------------------------------------------------------
-    def _drain(self) -> None:
-        """Apply what waits, for one slice of time."""
-        until = self._clock() + SLICE_S
-        # Cleared before looking: what the thread adds after the last look rings again.
-        self._draining = False
-        while self._pending:
-            token, delivery = self._pending.popleft()
-            key = self._keys.get(token)
-            if isinstance(delivery, Named):
-                self._on_named(delivery)
-            elif key is not None:
-                self._handle(token, key, delivery)
-            elif token == BOUND and isinstance(delivery, Failed):
-                self._reporter.kv_event_error(UNKNOWN_POD, delivery.reason)
-            if self._pending and self._clock() >= until:
-                self._draining = True
-                self._loop.call_soon(self._drain)
-                return
+    def _handle(self, token: int, delivery: Delivery) -> None:
+        key = self._keys.get(token)
+        if isinstance(delivery, Named):
+            self._on_named(delivery)
+        elif key is not None:
+            self._on_told(token, key, delivery)
+        elif token == BOUND and isinstance(delivery, Failed):
+            self._reporter.kv_event_error(UNKNOWN_POD, delivery.reason)
 
-    def _handle(self, token: int, key: StreamKey, told: Told) -> None:
+    def _on_told(self, token: int, key: StreamKey, told: Told) -> None:
         match told:
             case StateChanged(state):
                 if state in _HEARD_STATES:

@@ -7,12 +7,14 @@ Plain records; no sockets, no clock. `kv_stream`, `kv_replay`, `kv_bound` and `k
 from dataclasses import dataclass
 from typing import Final
 
+from epp.kvcache.events import weight
 from epp.kvcache.sequence import Apply, Clear, Gap, StreamState
 
 LIVE_HIGH_WATER_MARK: Final = 10_000
-# A step announces what it computes: 130,000 tokens are less than 1 MB. A peer that sends more than this at once is cut off. libzmq reads
-# ahead while one of them is decoded, so this also bounds what a flood can take.
+# A step announces what it computes: 130,000 tokens are less than 1 MB. A peer that sends more than this at once is cut off.
 MAX_MESSAGE_BYTES: Final = 2 << 20
+# libzmq's thread reads on while ours does something else, a gigabyte a second on one host: not more than this of a connection.
+READ_AHEAD_BYTES: Final = 4 << 20
 # One stream's share of a turn; then the next has its own.
 MESSAGES_A_TURN: Final = 64
 BYTES_A_TURN: Final = 512 << 10
@@ -22,8 +24,10 @@ BLOCKS_A_PART: Final = 512
 MESSAGES_ALLOWED: Final = (2_000, 2_000)
 BYTES_ALLOWED: Final = (16 << 20, 8 << 20)
 BACKLOG: Final = 2_500
-# What says nothing that could be used counts as so many times its bytes: reading it can cost as much.
-WASTE_FACTOR: Final = 8
+# Of these, what says nothing that could be used, live or in a history: reading it can cost as much as eight times as many bytes of other things.
+WASTE_ALLOWED: Final = (2 << 20, 1 << 20)
+# What Python makes of a delivery without events.
+_TOLD_BYTES: Final = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +103,12 @@ class Named:
 Delivery = Told | Named
 
 
+def size_of(delivery: Delivery) -> int:
+    """Bytes of memory it takes, roughly."""
+    told = delivery.told if isinstance(delivery, Named) else delivery
+    return weight(told.batch) if isinstance(told, Apply) else _TOLD_BYTES
+
+
 class Allowance:
     """Token bucket: so much a second, and so much at once. Pure."""
 
@@ -114,3 +124,24 @@ class Allowance:
         self._left = min(self._limit, self._left + (now - self._at) * self._rate) - amount
         self._at = now
         return self._left >= 0
+
+
+class ReadAhead:
+    """How many messages of a connection libzmq may hold that were not taken: as many of the largest seen as READ_AHEAD_BYTES. Pure.
+
+    Its high-water mark counts messages. What is beyond it waits at the sender, as it would for a slow network.
+    """
+
+    __slots__ = ("_largest", "mark")
+
+    def __init__(self, mark: int) -> None:
+        self.mark = mark
+        self._largest = READ_AHEAD_BYTES // mark
+
+    def lowered_by(self, size: int) -> bool:
+        """A message of so many bytes came; True: the mark is another one now."""
+        if size <= self._largest:
+            return False
+        self._largest = size
+        self.mark = max(1, READ_AHEAD_BYTES // size)
+        return True

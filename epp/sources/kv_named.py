@@ -13,13 +13,13 @@ from typing import Final
 
 from epp.domain import Endpoint, EndpointId
 from epp.kvcache.sequence import Clear
-from epp.sources.kv_messages import Named, Told
+from epp.sources.kv_messages import Named, Told, size_of
 
 StreamKey = tuple[EndpointId, int]
 """An endpoint and its data-parallel rank."""
 
-# Parts of at most 512 blocks each, of all pods together.
-MAX_WAITING: Final = 1_000
+# Of all pods together.
+MAX_WAITING_BYTES: Final = 16 << 20
 
 
 class NamedPods:
@@ -30,6 +30,7 @@ class NamedPods:
         self._by_address: dict[str, list[StreamKey]] = {}
         self._waiting: OrderedDict[tuple[str, int], list[Named]] = OrderedDict()
         self._held = 0
+        """Bytes that wait."""
 
     def sync(self, endpoints: Iterable[Endpoint]) -> list[tuple[StreamKey, Told]]:
         """These are the endpoints now. Returns what waited for one of them, in order."""
@@ -44,7 +45,7 @@ class NamedPods:
             key_now = self.find(*name)
             if key_now is not None:
                 named = self._waiting.pop(name)
-                self._held -= len(named)
+                self._held -= sum(map(size_of, named))
                 found += [(key_now, each.told) for each in named]
         return found
 
@@ -63,12 +64,12 @@ class NamedPods:
         name = named.pod, named.rank
         waiting = self._waiting.setdefault(name, [])
         if isinstance(named.told, Clear):
-            self._held -= len(waiting)
+            self._held -= sum(map(size_of, waiting))
             waiting.clear()
         waiting.append(named)
-        self._held += 1
-        if self._held <= MAX_WAITING:
+        self._held += size_of(named)
+        if self._held <= MAX_WAITING_BYTES:
             return True
         _, oldest = self._waiting.popitem(last=False)
-        self._held -= len(oldest)
+        self._held -= sum(map(size_of, oldest))
         return False

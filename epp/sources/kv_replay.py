@@ -2,7 +2,8 @@
 
 A publisher's ROUTER silently drops what its peer does not take at once, so frames are taken first and decoded later. That
 buffer has a limit in bytes: when it is reached the socket is closed and the answer counts as cut off; the sequence then
-asks again from where it got to, and so any history passes through a bounded buffer.
+asks again from where it got to, and so any history passes through a bounded buffer. What libzmq reads ahead of that has a limit
+of its own while large messages come.
 
 Called by `kv_stream` on the stream thread only. Each request gets a fresh socket, so that no late reply of an earlier one
 is taken for its answer.
@@ -14,6 +15,7 @@ from typing import Final
 import zmq
 
 from epp.kvcache.sequence import SEQ_BYTES, parse_seq
+from epp.sources.kv_messages import ReadAhead
 
 # With 8 replays at a time, 64 MiB in all; libzmq may hold this many messages more a socket.
 BUFFER_BYTES: Final = 8 << 20
@@ -31,6 +33,7 @@ class ReplaySocket:
         self._poller = poller
         self._frames: deque[list[bytes]] = deque()
         self._bytes = 0
+        self._read_ahead = ReadAhead(HIGH_WATER_MARK)
         self.cut_off = False
         """The buffer was full: what came after is not known."""
         try:
@@ -54,10 +57,13 @@ class ReplaySocket:
                 frames = self.socket.recv_multipart(zmq.NOBLOCK)
                 came = True
                 self._frames.append(frames)
-                self._bytes += sum(map(len, frames))
+                size = sum(map(len, frames))
+                self._bytes += size
                 if self._bytes > BUFFER_BYTES:
                     self.cut_off = True
                     self._close_socket()
+                elif self._read_ahead.lowered_by(size):
+                    self.socket.rcvhwm = self._read_ahead.mark
         except zmq.Again:
             pass
         return came
@@ -66,6 +72,9 @@ class ReplaySocket:
         """The oldest frames not looked at."""
         frames = self._frames.popleft()
         self._bytes -= sum(map(len, frames))
+        if not self._frames and not self.socket.closed and self._read_ahead.mark < HIGH_WATER_MARK:
+            self._read_ahead = ReadAhead(HIGH_WATER_MARK)
+            self.socket.rcvhwm = HIGH_WATER_MARK
         return frames
 
     def close(self) -> None:

@@ -2,7 +2,8 @@
 
 Translates frames into calls of its `EventSequence` and performs the actions that returns. A turn reads a share of what is
 there, in messages and bytes, so that a peer that floods starves nobody; one that sends more than any engine can is cut off
-for some seconds, which also frees what libzmq had read ahead of it. Errors are counted and told once a turn.
+for some seconds. What says nothing that could be used may be little: more of it live cuts off the peer, more of it in a history
+ends that, and the stream goes on as if there was none, until the next connection. Errors are counted and told once a turn.
 
 Owned by `kv_streams.StreamThread` and used on its thread only.
 """
@@ -24,10 +25,11 @@ from epp.sources.kv_messages import (
     LIVE_HIGH_WATER_MARK,
     MESSAGES_A_TURN,
     MESSAGES_ALLOWED,
-    WASTE_FACTOR,
+    WASTE_ALLOWED,
     Allowance,
     Delivery,
     Failed,
+    ReadAhead,
     StateChanged,
     StreamAddress,
     Timing,
@@ -78,6 +80,8 @@ class Stream:
         self._errors: Counter[str] = Counter()
         now = host.now()
         self._messages, self._bytes = Allowance(MESSAGES_ALLOWED, now), Allowance(BYTES_ALLOWED, now)
+        self._waste = Allowance(WASTE_ALLOWED, now)
+        self._read_ahead = ReadAhead(LIVE_HIGH_WATER_MARK)
         self._backlog: deque[list[bytes]] = deque()
         """Received and not looked at."""
         self._sub: zmq.Socket[bytes] | None = None
@@ -92,7 +96,7 @@ class Stream:
 
     def connect(self) -> None:
         """Begin, or begin again; raises ZMQError where there are no sockets left or the address cannot be read."""
-        sub = self._host.socket(zmq.SUB, LIVE_HIGH_WATER_MARK)
+        sub = self._host.socket(zmq.SUB, self._read_ahead.mark)
         try:
             sub.subscribe(b"")
             # Before connecting, so that no connection goes unnoticed.
@@ -206,10 +210,12 @@ class Stream:
         with contextlib.suppress(zmq.Again):
             while self._sub is not None and len(self._backlog) < BACKLOG:
                 frames = self._sub.recv_multipart(zmq.NOBLOCK)
-                now = self._host.now()
-                if not self._messages.take(1, now) or not self._bytes.take(sum(map(len, frames)), now):
+                now, size = self._host.now(), sum(map(len, frames))
+                if not self._messages.take(1, now) or not self._bytes.take(size, now):
                     self._cut_off(now)
                     return
+                if self._read_ahead.lowered_by(size):
+                    self._sub.rcvhwm = self._read_ahead.mark
                 self._backlog.append(frames)
 
     def _listen(self) -> None:
@@ -238,7 +244,7 @@ class Stream:
         else:
             batch = decode(frames[2])
             self._perform(self._sequence.live(seq, batch))
-            if not batch.events and not self._bytes.take(WASTE_FACTOR * len(frames[2]), self._host.now()):
+            if not batch.events and not self._may_waste(frames):
                 self._cut_off(self._host.now())
 
     def _close_live(self) -> None:
@@ -258,24 +264,25 @@ class Stream:
             size = sum(map(len, frames))
             budget -= size + 1024
             topic, seq, payload = read_reply(frames)
+            useful = False
             if seq is None:
                 self._errors["replay_frames"] += 1
-                self._waste(size)
             elif is_end(frames):
                 self._end_replay(complete=True)
+                return
             elif topic is None or self._host.accepts(topic):
                 batch = decode(payload)
+                useful = bool(batch.events)
                 self._perform(self._sequence.replayed(seq, batch))
-                if not batch.events:
-                    self._waste(size)
+            if not useful and not self._may_waste(frames):
+                self._errors["flood"] += 1
+                self._perform(self._sequence.renounce())
+                return
         if replay is not None and replay is self._replay and replay.cut_off and not replay.waits:
             self._end_replay(complete=False)
 
-    def _waste(self, size: int) -> None:
-        """A history may be long, but not of what says nothing: that counts as if it was live."""
-        now = self._host.now()
-        if not self._messages.take(1, now) or not self._bytes.take(size, now):
-            self._cut_off(now)
+    def _may_waste(self, frames: list[bytes]) -> bool:
+        return self._waste.take(sum(map(len, frames)), self._host.now())
 
     def _end_replay(self, *, complete: bool) -> None:
         self._close_replay_socket()

@@ -30,7 +30,7 @@ ODD = [5, "text", None, [], {}]
         {"ts": 1.5, "events": [STORED, *ODD], "data_parallel_rank": None},
         [1.5, [list(STORED.values()), list(REMOVED.values())]],
         [1.5, [REMOVED] * 5_000, 0],
-        [1.5, [{**STORED, "extra_keys": [None] * 300_000}], 0],
+        [1.5, [{**STORED, "extra_keys": [None] * 200_000}], 0],
     ],
     ids=["maps in an array", "maps", "arrays", "many removals", "many blocks"],
 )

@@ -1,0 +1,62 @@
+"""What came of the streams, on its way from the thread that receives it to the event loop that applies it.
+
+In order, and bounded in bytes of what was decoded: with more than that on its way the thread stops reading. A loop callback
+takes deliveries for a slice of time, so that requests wait for none of it.
+
+`put` and `is_full` are the thread's; everything else happens on the loop.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+from epp.sources.kv_messages import Delivery, size_of
+
+# A loop callback takes deliveries for this long, which leaves room for the last of them within 5 ms.
+SLICE_S: Final = 0.002
+# About 80,000 blocks, which are applied in a quarter of a second.
+MAX_BYTES: Final = 8 << 20
+
+
+class Inbox:
+    """Deliveries with the token of their stream."""
+
+    def __init__(self, handle: Callable[[int, Delivery], None], clock: Callable[[], float]) -> None:
+        self._handle = handle
+        self._clock = clock
+        self._waiting: deque[tuple[int, Delivery, int]] = deque()
+        self._ringing = False
+        self._put = self._taken = 0
+        """Bytes so far: each is counted by one thread alone."""
+
+    def open(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Begin, before anything is put: deliveries are handled on this loop."""
+        self._loop = loop
+
+    def put(self, token: int, delivery: Delivery) -> None:
+        """Leave it for the loop; does not block."""
+        size = size_of(delivery)
+        self._put += size
+        self._waiting.append((token, delivery, size))
+        if not self._ringing:
+            self._ringing = True
+            self._loop.call_soon_threadsafe(self._drain)
+
+    def is_full(self) -> bool:
+        """The loop has more than enough to apply."""
+        return self._put - self._taken >= MAX_BYTES
+
+    def _drain(self) -> None:
+        """Handle what waits, for one slice of time."""
+        until = self._clock() + SLICE_S
+        # Cleared before looking: what the thread adds after the last look rings again.
+        self._ringing = False
+        while self._waiting:
+            token, delivery, size = self._waiting.popleft()
+            self._taken += size
+            self._handle(token, delivery)
+            if self._waiting and self._clock() >= until:
+                self._ringing = True
+                self._loop.call_soon(self._drain)
+                return
