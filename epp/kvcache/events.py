@@ -22,9 +22,10 @@ from epp.kvcache.unpack import unpack
 MAX_ERRORS: Final = 100
 # To clear a cache takes as long as so many blocks.
 _CLEAR_BLOCKS: Final = 16
-# What Python makes of an event and of a block it names.
+# What Python makes of an event, of a block it names, and of an extra of one.
 _EVENT_BYTES: Final = 256
 _BLOCK_BYTES: Final = 40
+_EXTRA_BYTES: Final = 160
 
 # Position -> field of the array layout since vLLM 0.8.5; later versions only appended (spec/kv.md 1.7.1).
 _STORED_FIELDS: Final = (
@@ -138,6 +139,8 @@ def weight(batch: Batch) -> int:
         size += _EVENT_BYTES
         if isinstance(event, BlockStored):
             size += len(event.tokens)
+            if event.extras is not None:
+                size += _EXTRA_BYTES * sum(map(len, event.extras))
         if not isinstance(event, AllCleared):
             size += _BLOCK_BYTES * len(event.hashes)
     return size

@@ -29,6 +29,8 @@ _plain: Final = msgspec.msgpack.decode
 _array: Final = msgspec.msgpack.Decoder(list[msgspec.Raw])
 _map: Final = msgspec.msgpack.Decoder(dict[str, msgspec.Raw])
 _flat: Final = msgspec.msgpack.Decoder(list[int | bytes | None])
+_Flat = int | float | str | None | list[int | bytes | None]
+_flat_event: Final = msgspec.msgpack.Decoder(dict[str, _Flat] | list[_Flat])
 
 
 def unpack(payload: bytes) -> object:
@@ -57,8 +59,14 @@ class _Taker:
         return map(self._event, parts) if isinstance(parts, list) else MALFORMED
 
     def _event(self, raw: msgspec.Raw) -> object:
+        data = memoryview(raw)
+        if len(data) <= PLAIN_BYTES:
+            try:
+                return _flat_event.decode(data)
+            except (ValueError, RecursionError):
+                pass  # something nests, or a field is bytes, or it is no event
         try:
-            parts = _parts(memoryview(raw), MAX_FIELDS)
+            parts = _parts(data, MAX_FIELDS)
             if isinstance(parts, dict):
                 return {name: self.field(value) for name, value in parts.items()}
             return [self.field(value) for value in parts]
