@@ -68,8 +68,8 @@ class NamedPods:
             waiting.clear()
         waiting.append(named)
         self._held += size_of(named)
-        if self._held <= MAX_WAITING_BYTES:
-            return True
-        _, oldest = self._waiting.popitem(last=False)
-        self._held -= sum(map(size_of, oldest))
-        return False
+        kept = self._held <= MAX_WAITING_BYTES
+        while self._held > MAX_WAITING_BYTES:
+            _, oldest = self._waiting.popitem(last=False)
+            self._held -= sum(map(size_of, oldest))
+        return kept

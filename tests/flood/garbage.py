@@ -82,18 +82,20 @@ def _spans() -> Payloads:
     whole = list(range(2 * BLOCK))
     spans: Sequence[object] = (
         *(whole[:-1], [*whole, 1], whole * 100, [], [1 << 32] * 32, [-1] * 32, [1 << 63] * 32, [1.5] * 32, ["a"] * 32, None, "tokens"),
-        list(range(400_000)),
+        *(list(range(400_000)), list(range(100_000, 300_000)), list(range(256, 65_536)) * 4),
     )
     return [_batch(_stored(token_ids=span)) for span in spans for _ in range(5)]
 
 
 def _liars() -> Payloads:
-    """Parents nobody stored, blocks that are their own parents, removals of what never was; chains that are not remembered."""
+    """Parents nobody stored, blocks that are their own parents, removals of what never was, few and many; chains that are not remembered."""
     own = _rng.randrange(1 << 64)
     stores = [_stored(parent_block_hash=_rng.randrange(1 << 64)) for _ in range(300)]
     circles = [_stored(block_hashes=[own, own], parent_block_hash=own) for _ in range(20)]
     removals = [{"type": "BlockRemoved", "block_hashes": [_rng.randrange(1 << 64) for _ in range(50)], "medium": "GPU"} for _ in range(100)]
-    return [_batch(event) for event in (*stores, *circles, *removals)]
+    large = [{"type": "BlockRemoved", "block_hashes": [_rng.randrange(1 << 64) for _ in range(200_000)]}]
+    many = [["BlockRemoved", [_rng.randrange(1 << 64)]] for _ in range(80_000)]
+    return [*(_batch(event) for event in (*stores, *circles, *removals)), *[_batch(*large), _batch(*many)] * 5]
 
 
 def _odd_frames() -> list[list[bytes]]:

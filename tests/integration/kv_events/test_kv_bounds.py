@@ -1,14 +1,18 @@
 """What one engine may send, and what of it may wait: bounds that cost its own stream only."""
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 import zmq
 
-from epp.domain import EndpointId
+from epp.domain import EndpointId, EngineHash
+from epp.kvcache.events import AllCleared, Batch, BlockStored
+from epp.kvcache.sequence import Apply
 from epp.sources import kv_replay
-from epp.sources.kv_messages import LIVE_HIGH_WATER_MARK, MAX_MESSAGE_BYTES, Timing
+from epp.sources.kv_inbox import Inbox
+from epp.sources.kv_messages import LIVE_HIGH_WATER_MARK, MAX_MESSAGE_BYTES, ReadAhead, Timing
 from epp.sources.kv_streams import MAX_REPLAYS, StreamThread
 from epp.testing.waiting import eventually
 from tests.integration.kv_events.publisher import QUICK, Publisher, Rig, endpoint
@@ -19,7 +23,7 @@ OTHER = list(range(101, 117))
 
 
 def test_every_socket_has_a_finite_queue_and_a_largest_message() -> None:
-    """10,000 messages of at most 2 MiB: what comes beyond is dropped by ZMQ and shows as a gap."""
+    """10,000 messages of at most 2 MiB: what comes beyond waits at the sender; what that drops shows as a gap."""
     thread = StreamThread(
         deliver=lambda *_: None,
         ended=lambda _: None,
@@ -37,6 +41,60 @@ def test_every_socket_has_a_finite_queue_and_a_largest_message() -> None:
         socket.close(linger=0)
     thread.stop()
     thread.join()
+
+
+@pytest.mark.parametrize(
+    ("sizes", "mark"), [([100, 400], 10_000), ([4_000], 1_048), ([4_000, 100], 1_048), ([700_000], 5), ([MAX_MESSAGE_BYTES], 2), ([80 << 20], 1)]
+)
+def test_the_larger_the_messages_the_fewer_are_read_ahead(sizes: list[int], mark: int) -> None:
+    """Four megabytes of the largest seen at most, one message at least."""
+    ahead = ReadAhead(LIVE_HIGH_WATER_MARK)
+    for size in sizes:
+        ahead.lowered_by(size)
+    assert ahead.mark == mark
+
+
+async def test_what_libzmq_reads_ahead_of_a_flood_stays_with_its_sender(publish: Publish) -> None:
+    """While nobody looks at what comes, a sender of large messages is told to wait, as a slow network would."""
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    with context, context.socket(zmq.XPUB) as pub, context.socket(zmq.SUB) as sub:
+        pub.set(zmq.XPUB_NODROP, 1)
+        pub.sndhwm, pub.sndtimeo = 1, 200
+        sub.subscribe(b"")
+        sub.connect(f"tcp://127.0.0.1:{pub.bind_to_random_port('tcp://127.0.0.1')}")
+        ahead = ReadAhead(LIVE_HIGH_WATER_MARK)
+        sub.rcvhwm = ahead.mark
+        assert pub.recv() == b"\x01"
+        large = bytes(MAX_MESSAGE_BYTES)
+        pub.send(large)
+        if ahead.lowered_by(len(sub.recv())):
+            sub.rcvhwm = ahead.mark
+        taken = 0
+        with pytest.raises(zmq.Again):
+            while taken < 100:
+                pub.send(large)
+                taken += 1
+        # Its own queue and what the system holds of a connection come on top.
+        assert taken < 20
+
+
+def test_deliveries_that_wait_for_the_loop_are_bounded_by_what_they_take() -> None:
+    """A few large ones stop the thread as many small ones do; as soon as the loop has taken them there is room again."""
+    loop, handled = asyncio.new_event_loop(), []
+    inbox = Inbox(lambda _, delivery: handled.append(delivery), clock=lambda: 0.0)
+    inbox.open(loop)
+    for event in (AllCleared(), BlockStored([EngineHash(1)], None, bytes(1 << 20), 16)):
+        handled.clear()
+        count = 0
+        while not inbox.is_full():
+            inbox.put(0, Apply(Batch(None, events=[event])))
+            count += 1
+        assert count < (20_000 if isinstance(event, AllCleared) else 9)
+        loop.call_soon(loop.stop)
+        loop.run_forever()
+        assert len(handled) == count
+        assert not inbox.is_full()
+    loop.close()
 
 
 async def test_a_message_larger_than_any_engine_sends_costs_its_sender_only(publish: Publish) -> None:

@@ -42,19 +42,52 @@ async def test_an_engine_that_is_gone_holds_nothing(rig: Rig, publish: Publish) 
     assert rig.state("a") == "lost"
 
 
-async def test_a_history_of_nothing_is_a_flood_too(rig: Rig, publish: Publish) -> None:
-    """Replies that say nothing are not read for ever; the neighbour is heard meanwhile."""
-    bad, good = publish(), publish()
+async def test_a_history_of_nothing_is_read_once_and_not_to_its_end(rig: Rig, publish: Publish) -> None:
+    """The stream goes on without it, and says so; it is not asked for again, not even where something is missing, until there is another connection."""
+    pod = publish()
     for _ in range(3_000):
-        await bad.publish([{"type": "of another time"}], lost=True)
-    rig.source.sync([endpoint("bad", bad), endpoint("good", good)])
-    await eventually(lambda: (EndpointId("bad"), "flood") in rig.notes.errors)
-    await good.store(PROMPT)
-    await eventually(lambda: rig.hit_tokens("good", PROMPT) == 16)
-    assert rig.hit_tokens("bad", PROMPT) == 0
-    # What was read is not asked for again, so a harmless one comes to its end.
-    await bad.store(OTHER)
-    await eventually(lambda: rig.hit_tokens("bad", OTHER) == 16)
+        await pod.publish([{"type": "of another time", "words": "x" * 1_000}], lost=True)
+    rig.source.sync([endpoint("a", pod)])
+    await eventually(lambda: rig.notes.errors == [(EndpointId("a"), "flood")])
+    await pod.subscribed()
+    await pod.store(PROMPT)
+    await eventually(lambda: rig.hit_tokens("a", PROMPT) == 16)
+    await pod.publish([], lost=True)
+    await pod.store(OTHER)
+    await eventually(lambda: rig.hit_tokens("a", OTHER) == 16)
+    assert rig.state("a") == "partial"
+    assert pod.replays == [0]
+    assert rig.notes.errors == [(EndpointId("a"), "flood")]
+
+    await pod.stop()
+    await eventually(lambda: rig.state("a") == "lost")
+    anew = publish(port=pod.port, replay_port=pod.replay_port)
+    await eventually(lambda: anew.replays != [])
+
+
+async def test_a_history_of_events_nobody_knows_comes_to_its_end(rig: Rig, publish: Publish) -> None:
+    """An engine of another time, whose batches are as small as batches are."""
+    pod = publish()
+    for _ in range(3_000):
+        await pod.publish([{"type": "of another time"}], lost=True)
+    rig.source.sync([endpoint("a", pod)])
+    await rig.settled()
+    await pod.store(PROMPT)
+    await eventually(lambda: rig.hit_tokens("a", PROMPT) == 16)
+    assert rig.state("a") == "live"
+    assert rig.notes.errors == []
+
+
+async def test_garbage_costs_the_same_live(rig: Rig, publish: Publish) -> None:
+    """More than a megabyte of it at once, and the peer is cut off for a while; what is behind is learnt then."""
+    pod = publish()
+    rig.source.sync([endpoint("a", pod)])
+    await rig.settled()
+    await pod.subscribed()
+    for _ in range(3_000):
+        await pod.publish([{"type": "of another time", "words": "x" * 1_000}])
+    await eventually(lambda: (EndpointId("a"), "flood") in rig.notes.errors)
+    await eventually(lambda: rig.state("a") == "lost")
 
 
 async def test_a_peer_that_floods_is_cut_off_and_heard_again(rig: Rig, publish: Publish) -> None:

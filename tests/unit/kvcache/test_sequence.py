@@ -1,6 +1,7 @@
 """The sequence of a stream, as transcripts: what the source tells on the left, what it is to do on the right, the state in brackets.
 
-`live 5@2.5` is batch 5 with time stamp 2.5; `reply` one of a replay's answer, `end` its end marker, `silence` its absence.
+`live 5@2.5` is batch 5 with time stamp 2.5, `5@?` one without, `5@unread` one that nobody could read; `reply` one of a replay's answer,
+`end` its end marker, `silence` its absence; `renounce` when the answer says nothing.
 Only lines that end in a bracket check the state.
 """
 
@@ -10,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from epp.kvcache.events import Batch
-from epp.kvcache.sequence import MAX_QUEUED, Action, Apply, Clear, EventSequence, Gap, Replay, StreamState, parse_seq
+from epp.domain import EngineHash
+from epp.kvcache.events import Batch, BlockStored
+from epp.kvcache.sequence import MAX_QUEUED, MAX_QUEUED_BYTES, Action, Apply, Clear, EventSequence, Gap, Replay, StreamState, parse_seq
 
 WITHOUT_REPLAY = {
     "a stream heard from its beginning": """
@@ -55,12 +57,19 @@ WITHOUT_REPLAY = {
         live 1@2 0@1    ->                              [live]
         live 2@3        -> apply 2
     """,
-    "a batch nobody could read has its place in the sequence": """
+    "a batch without a time has its place in the sequence": """
         connect         ->
         live 0@1        -> apply 0
         live 1@?        -> apply 1
         live 2@3        -> apply 2                      [live]
         live 1@?        ->
+    """,
+    "a batch nobody could read has its place too, but nobody knows all from then on": """
+        connect         ->
+        live 0@1        -> apply 0                      [live]
+        live 1@unread   -> apply 1                      [partial]
+        live 2@3        -> apply 2                      [partial]
+        live 0@9        -> clear, apply 0               [live]
     """,
     "an engine that refuses to be connected to again is gone with its cache": """
         connect         ->
@@ -92,6 +101,23 @@ WITHOUT_REPLAY = {
 }
 
 WITH_REPLAY = {
+    "a history that says nothing is not asked for again on this connection": """
+        connect         -> replay 0
+        reply 0@1 1@?   -> apply 0, apply 1             [replaying]
+        live 9@9        ->                              [replaying]
+        renounce        -> gap 7, apply 9               [partial]
+        live 12@12      -> gap 2, apply 12              [partial]
+        check           ->                              [partial]
+        drop            ->                              [lost]
+        connect         -> replay 12                    [replaying]
+    """,
+    "a batch that nobody could read when it was replayed either is still missing": """
+        connect         -> replay 0
+        reply 0@1 1@unread 2@3 -> apply 0, apply 1, apply 2 [replaying]
+        end             -> replay 2
+        reply 2@3       ->
+        end             ->                              [partial]
+    """,
     "an engine that has published nothing yet": """
         connect         -> replay 0                     [replaying]
         end             ->                              [live]
@@ -336,14 +362,15 @@ def perform(sequence: EventSequence, step: str) -> list[Action]:
     if verb == "drop":
         sequence.disconnected()
         return []
-    if verb in ("refused", "check", "distrust"):
-        return {"refused": sequence.unreachable, "check": sequence.check, "distrust": sequence.distrust}[verb]()
+    told = {"refused": sequence.unreachable, "check": sequence.check, "distrust": sequence.distrust, "renounce": sequence.renounce}
+    if verb in told:
+        return told[verb]()
     if verb in ("end", "silence"):
         return sequence.replay_ended(complete=verb == "end")
     actions = []
     for text in batches:
         number, ts = text.split("@")
-        batch = Batch(None if ts == "?" else float(ts), rank=int(number))
+        batch = Batch(None if ts in ("?", "unread") else float(ts), rank=int(number), unread=ts == "unread")
         actions += (sequence.live if verb == "live" else sequence.replayed)(int(number), batch)
     return actions
 
@@ -408,6 +435,18 @@ def test_an_endless_replay_does_not_collect_live_batches_without_limit() -> None
         actions += sequence.live(seq, Batch(float(seq), rank=seq))
 
     assert [action.batch.rank for action in actions if isinstance(action, Apply)] == list(range(MAX_QUEUED))
+    assert sequence.state is StreamState.LIVE
+
+
+def test_nor_a_few_large_ones() -> None:
+    """What they take counts, not how many they are: a megabyte of tokens each, of one block."""
+    sequence = EventSequence(replay=True)
+    sequence.connected()
+    large = BlockStored([EngineHash(1)], None, bytes(1 << 20), 16)
+    waiting = 0
+    while not sequence.live(waiting, Batch(float(waiting), events=[large])):
+        waiting += 1
+    assert waiting < MAX_QUEUED_BYTES >> 20
     assert sequence.state is StreamState.LIVE
 
 
