@@ -132,6 +132,11 @@ def decode(payload: bytes) -> Batch:
     return Batch(_timestamp(fields.get("ts")), rank if isinstance(rank, int) else None, events, tuple(errors), unread)
 
 
+def blocks(batch: Batch) -> int:
+    """How many it names, repetitions included; an event counts as one itself."""
+    return sum(1 if isinstance(event, AllCleared) else 1 + len(event.hashes) for event in batch.events)
+
+
 def weight(batch: Batch) -> int:
     """Bytes of memory the batch takes, roughly."""
     size = _EVENT_BYTES

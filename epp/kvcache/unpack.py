@@ -12,8 +12,8 @@ import msgspec
 
 PLAIN_BYTES: Final = 32 << 10
 """Shorter payloads can do no harm."""
-MAX_EVENTS: Final = 90_000
-"""More than fit into a message of 2 MiB: blocks are evicted one by one, and to say so takes at least 24 bytes."""
+MAX_EVENTS: Final = 1 << 15
+"""Blocks are evicted one by one: so many removals, as vLLM writes them, fill a message of 2 MiB."""
 MAX_FIELDS: Final = 24
 MAX_LIST: Final = 1 << 18
 """Entries of one list: tokens, or blocks, of a step."""

@@ -13,20 +13,20 @@ from typing import Final
 
 import zmq
 
-from epp.kvcache.events import decode, slices
+from epp.kvcache.events import blocks, decode, slices
 from epp.kvcache.sequence import Apply, EventSequence, Replay, parse_seq
 from epp.sources.kv_messages import (
     BLOCKS_A_PART,
+    BLOCKS_ALLOWED,
     BYTES_A_TURN,
     BYTES_ALLOWED,
-    LIVE_HIGH_WATER_MARK,
     MESSAGES_A_TURN,
     MESSAGES_ALLOWED,
+    READ_AHEAD,
     WASTE_ALLOWED,
     Allowance,
     Failed,
     Named,
-    ReadAhead,
     StateChanged,
     Told,
 )
@@ -51,11 +51,11 @@ def pod_of(topic: bytes) -> str | None:
 class _Speaker:
     """One pod that connected, and the streams of its ranks."""
 
-    __slots__ = ("messages", "sequences", "volume", "waste")
+    __slots__ = ("blocks", "messages", "sequences", "volume", "waste")
 
     def __init__(self, now: float) -> None:
         self.messages, self.volume = Allowance(MESSAGES_ALLOWED, now), Allowance(BYTES_ALLOWED, now)
-        self.waste = Allowance(WASTE_ALLOWED, now)
+        self.blocks, self.waste = Allowance(BLOCKS_ALLOWED, now), Allowance(WASTE_ALLOWED, now)
         self.sequences: dict[int, EventSequence] = {}
 
 
@@ -67,8 +67,7 @@ class BoundSocket:
         self._host = host
         self._errors: Counter[str] = Counter()
         self._speakers: OrderedDict[str, _Speaker] = OrderedDict()
-        self._read_ahead = ReadAhead(LIVE_HIGH_WATER_MARK)
-        self.socket = host.socket(zmq.SUB, LIVE_HIGH_WATER_MARK)
+        self.socket = host.socket(zmq.SUB, READ_AHEAD)
         try:
             self.socket.subscribe(b"")
             self.socket.bind(url)
@@ -98,8 +97,6 @@ class BoundSocket:
 
     def _on_message(self, frames: list[bytes]) -> int:
         size = sum(map(len, frames))
-        if self._read_ahead.lowered_by(size):  # of each engine's connection
-            self.socket.rcvhwm = self._read_ahead.mark
         seq = parse_seq(frames[1]) if len(frames) == 3 else None
         pod = pod_of(frames[0])
         if seq is None:
@@ -121,7 +118,7 @@ class BoundSocket:
             self._errors["flood"] += 1
             return
         batch = decode(payload)
-        if not batch.events and not speaker.waste.take(len(payload), now):
+        if not (speaker.blocks.take(blocks(batch), now) if batch.events else speaker.waste.take(len(payload), now)):
             self._errors["flood"] += 1
             return
         rank = batch.rank or 0

@@ -10,21 +10,26 @@ from typing import Final
 from epp.kvcache.events import weight
 from epp.kvcache.sequence import Apply, Clear, Gap, StreamState
 
+# What was received of a live stream and not looked at. All that is allowed at once (below) fits, so that a flood is noticed before anything of
+# it is looked at.
 LIVE_HIGH_WATER_MARK: Final = 10_000
+LIVE_BYTES: Final = 10 << 20
 # A step announces what it computes: 130,000 tokens are less than 1 MB. A peer that sends more than this at once is cut off.
 MAX_MESSAGE_BYTES: Final = 2 << 20
-# libzmq's thread reads on while ours does something else, a gigabyte a second on one host: not more than this of a connection.
-READ_AHEAD_BYTES: Final = 4 << 20
+# Messages of a connection that libzmq may hold in front of that. It counts no bytes, and its thread reads on while ours does something else, a
+# gigabyte a second on one host; beyond this the sender waits, as it would for a slow network.
+READ_AHEAD: Final = 4
 # One stream's share of a turn; then the next has its own.
 MESSAGES_A_TURN: Final = 64
 BYTES_A_TURN: Final = 512 << 10
 # Blocks in one part handed to the event loop.
 BLOCKS_A_PART: Final = 512
-# No engine publishes faster than this for long: (a second, at once). What was received and not looked at stays below BACKLOG.
+# No engine publishes faster than this for long: (a second, at once).
 MESSAGES_ALLOWED: Final = (2_000, 2_000)
 BYTES_ALLOWED: Final = (16 << 20, 8 << 20)
-BACKLOG: Final = 2_500
-# Of these, what says nothing that could be used, live or in a history: reading it can cost as much as eight times as many bytes of other things.
+# Nor does any compute and evict more blocks than this; to read of so many takes half of the thread's time.
+BLOCKS_ALLOWED: Final = (100_000, 200_000)
+# Of all these, what says nothing that could be used, live or in a history: reading it can cost as much as eight times as many bytes of other things.
 WASTE_ALLOWED: Final = (2 << 20, 1 << 20)
 # What Python makes of a delivery without events.
 _TOLD_BYTES: Final = 128
@@ -124,24 +129,3 @@ class Allowance:
         self._left = min(self._limit, self._left + (now - self._at) * self._rate) - amount
         self._at = now
         return self._left >= 0
-
-
-class ReadAhead:
-    """How many messages of a connection libzmq may hold that were not taken: as many of the largest seen as READ_AHEAD_BYTES. Pure.
-
-    Its high-water mark counts messages. What is beyond it waits at the sender, as it would for a slow network.
-    """
-
-    __slots__ = ("_largest", "mark")
-
-    def __init__(self, mark: int) -> None:
-        self.mark = mark
-        self._largest = READ_AHEAD_BYTES // mark
-
-    def lowered_by(self, size: int) -> bool:
-        """A message of so many bytes came; True: the mark is another one now."""
-        if size <= self._largest:
-            return False
-        self._largest = size
-        self.mark = max(1, READ_AHEAD_BYTES // size)
-        return True

@@ -15,21 +15,22 @@ from typing import Final, Protocol
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
-from epp.kvcache.events import decode, slices
+from epp.kvcache.events import blocks, decode, slices
 from epp.kvcache.sequence import Action, Apply, EventSequence, Replay, StreamState, parse_seq
 from epp.sources.kv_messages import (
-    BACKLOG,
     BLOCKS_A_PART,
+    BLOCKS_ALLOWED,
     BYTES_A_TURN,
     BYTES_ALLOWED,
+    LIVE_BYTES,
     LIVE_HIGH_WATER_MARK,
     MESSAGES_A_TURN,
     MESSAGES_ALLOWED,
+    READ_AHEAD,
     WASTE_ALLOWED,
     Allowance,
     Delivery,
     Failed,
-    ReadAhead,
     StateChanged,
     StreamAddress,
     Timing,
@@ -80,10 +81,10 @@ class Stream:
         self._errors: Counter[str] = Counter()
         now = host.now()
         self._messages, self._bytes = Allowance(MESSAGES_ALLOWED, now), Allowance(BYTES_ALLOWED, now)
-        self._waste = Allowance(WASTE_ALLOWED, now)
-        self._read_ahead = ReadAhead(LIVE_HIGH_WATER_MARK)
+        self._blocks, self._waste = Allowance(BLOCKS_ALLOWED, now), Allowance(WASTE_ALLOWED, now)
         self._backlog: deque[list[bytes]] = deque()
         """Received and not looked at."""
+        self._backlog_bytes = 0
         self._sub: zmq.Socket[bytes] | None = None
         self._monitor: zmq.Socket[bytes] | None = None
         self._replay: ReplaySocket | None = None
@@ -96,7 +97,7 @@ class Stream:
 
     def connect(self) -> None:
         """Begin, or begin again; raises ZMQError where there are no sockets left or the address cannot be read."""
-        sub = self._host.socket(zmq.SUB, self._read_ahead.mark)
+        sub = self._host.socket(zmq.SUB, READ_AHEAD)
         try:
             sub.subscribe(b"")
             # Before connecting, so that no connection goes unnoticed.
@@ -136,10 +137,22 @@ class Stream:
         if self._replay_start is not None:
             self._ask(self._replay_start)
 
+    def receive(self) -> None:
+        """Take messages off the wire without looking at them, even while the event loop is behind: so a flood is noticed at once, and costs little."""
+        with contextlib.suppress(zmq.Again):
+            while self._sub is not None and len(self._backlog) < LIVE_HIGH_WATER_MARK and self._backlog_bytes < LIVE_BYTES:
+                frames = self._sub.recv_multipart(zmq.NOBLOCK)
+                now, size = self._host.now(), sum(map(len, frames))
+                if not self._messages.take(1, now) or not self._bytes.take(size, now):
+                    self._cut_off(now)
+                    return
+                self._backlog.append(frames)
+                self._backlog_bytes += size
+
     def receive_replies(self) -> None:
         """Take replies off the wire, even while the event loop is behind."""
         if self._replay is not None and self._replay.receive():
-            self._replay_idle = self._host.now() + self._host.timing.replay_idle_s
+            self._replay_idle = _FOREVER if self._replay.is_over else self._host.now() + self._host.timing.replay_idle_s
 
     def turn(self, readable: "dict[zmq.Socket[bytes], int]") -> None:
         """Read a share of what is there: connection events first, since they say what a number means."""
@@ -147,7 +160,7 @@ class Stream:
             self._watch()
         self._look_at_replies()
         if self._sub in readable:
-            self._receive()
+            self.receive()
         self._listen()
         if self._errors:
             for reason, count in self._errors.items():
@@ -160,7 +173,9 @@ class Stream:
             self._patience = None
             self._deliver(Unreachable())
         if now >= min(self._replay_idle, self._replay_deadline):
-            self._end_replay(complete=False)
+            self._replay_idle = _FOREVER
+            if self._replay is None or not self._replay.stop():
+                self._end_replay(complete=False)
         if now >= self._resume_at:
             self._resume_at = _FOREVER
             if self._sub is not None:  # libzmq gives up a connection on which something came that is no ZMTP, or too large
@@ -195,7 +210,7 @@ class Stream:
             self._patience = None
             self._deliver(Unreachable())
         if self._sequence.state is StreamState.LOST:
-            self._backlog.clear()  # of an engine that is gone
+            self._drop_backlog()  # of an engine that is gone
             self._perform(self._sequence.unreachable())
         elif self._sequence.state is not StreamState.CONNECTING:
             self._lose()
@@ -205,35 +220,29 @@ class Stream:
         self._sequence.disconnected()
         self._perform([])
 
-    def _receive(self) -> None:
-        """Take messages off the wire without looking at them: fast enough to notice a flood before libzmq's queue is full of it."""
-        with contextlib.suppress(zmq.Again):
-            while self._sub is not None and len(self._backlog) < BACKLOG:
-                frames = self._sub.recv_multipart(zmq.NOBLOCK)
-                now, size = self._host.now(), sum(map(len, frames))
-                if not self._messages.take(1, now) or not self._bytes.take(size, now):
-                    self._cut_off(now)
-                    return
-                if self._read_ahead.lowered_by(size):
-                    self._sub.rcvhwm = self._read_ahead.mark
-                self._backlog.append(frames)
-
     def _listen(self) -> None:
         budget = BYTES_A_TURN
         for _ in range(MESSAGES_A_TURN):
             if budget < 0 or not self._backlog:
                 return
             frames = self._backlog.popleft()
-            budget -= sum(map(len, frames))
+            size = sum(map(len, frames))
+            self._backlog_bytes -= size
+            budget -= size
             self._on_live(frames)
+            self.receive()  # what came meanwhile: a flood is noticed by what is received
 
     def _cut_off(self, now: float) -> None:
         """More than any engine sends: closing frees what libzmq read ahead, and costs the peer its stream only."""
         self._errors["flood"] += 1
-        self._backlog.clear()
+        self._drop_backlog()
         self._lose()
         self._close_live()
         self._resume_at = now + self._host.timing.flood_pause_s
+
+    def _drop_backlog(self) -> None:
+        self._backlog.clear()
+        self._backlog_bytes = 0
 
     def _on_live(self, frames: list[bytes]) -> None:
         seq = parse_seq(frames[1]) if len(frames) == 3 else None
@@ -244,7 +253,8 @@ class Stream:
         else:
             batch = decode(frames[2])
             self._perform(self._sequence.live(seq, batch))
-            if not batch.events and not self._may_waste(frames):
+            may = self._blocks.take(blocks(batch), self._host.now()) if batch.events else self._may_waste(frames)
+            if not may:
                 self._cut_off(self._host.now())
 
     def _close_live(self) -> None:

@@ -2,9 +2,9 @@
 
 For each (endpoint, rank) there is a `kv_stream`; if engines are to connect to us, one `kv_bound` for all of them. Decoded
 batches, clears and state changes go to `deliver`, in order. A turn reads a few messages of each, so one that floods does
-not starve the others, and nothing new while the event loop is behind: then ZMQ's high-water mark holds, and what that
-drops shows as a gap. Replies to replays are taken off the wire all the same, because their sender drops what waits; a few
-replays run at a time, the others wait for their turn.
+not starve the others, and nothing while the event loop is behind. Messages are taken off the wire all the same, as far as
+there is room: so floods are noticed, and what answers a replay is not dropped by its sender. A few replays run at a time,
+the others wait for their turn.
 
 Must not touch the index or the event loop. `open`, `close`, `distrust` and `stop` may be called from any one
 other thread.
@@ -172,6 +172,8 @@ class StreamThread:
 
     def _turn(self) -> None:
         if self._behind():
+            for stream in self._streams.values():
+                stream.receive()
             for stream in tuple(self._replaying):
                 stream.receive_replies()
             self._obey(wait_ms=CATCH_UP_MS)

@@ -94,7 +94,7 @@ def _liars() -> Payloads:
     circles = [_stored(block_hashes=[own, own], parent_block_hash=own) for _ in range(20)]
     removals = [{"type": "BlockRemoved", "block_hashes": [_rng.randrange(1 << 64) for _ in range(50)], "medium": "GPU"} for _ in range(100)]
     large = [{"type": "BlockRemoved", "block_hashes": [_rng.randrange(1 << 64) for _ in range(200_000)]}]
-    many = [["BlockRemoved", [_rng.randrange(1 << 64)]] for _ in range(80_000)]
+    many = [["BlockRemoved", [_rng.randrange(1 << 64)]] for _ in range(32_000)]
     return [*(_batch(event) for event in (*stores, *circles, *removals)), *[_batch(*large), _batch(*many)] * 5]
 
 

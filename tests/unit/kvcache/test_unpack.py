@@ -49,7 +49,7 @@ def test_a_long_batch_is_decoded_as_it_is(batch: object) -> None:
 def whole(unpacked: object) -> object:
     """Its events, which are decoded one after the other, in a list."""
     if isinstance(unpacked, dict):
-        return dict(zip(unpacked, whole(list(unpacked.values())), strict=True))
+        return {name: list(part) if isinstance(part, map) else part for name, part in unpacked.items()}
     assert isinstance(unpacked, list)
     return [list(part) if isinstance(part, map) else part for part in unpacked]
 
@@ -99,12 +99,17 @@ def test_an_event_that_is_too_much_costs_only_itself() -> None:
 
 
 def test_an_engine_may_evict_as_much_in_a_step_as_a_message_holds() -> None:
-    """Block by block, in the shortest form there is."""
-    removals = [["BlockRemoved", [(1 << 63) + i]] for i in range(MAX_MESSAGE_BYTES // 25)]
+    """Block by block. Of more events than that, in a shorter form, nothing is known, which is said."""
+    removals: list[object] = [
+        {"type": "BlockRemoved", "block_hashes": [(1 << 63) + i], "medium": "GPU", "group_idx": 0} for i in range(31_000)
+    ]
     payload = encode([0.0, removals, 0])
     assert 0.9 * MAX_MESSAGE_BYTES < len(payload) < MAX_MESSAGE_BYTES
     batch = decode(payload)
     assert (len(batch.events), batch.errors, batch.unread) == (len(removals), (), False)
+
+    batch = decode(encode([0.0, [["BlockRemoved", [i]] for i in range(MAX_EVENTS + 1)], 0]))
+    assert (batch.events, batch.errors, batch.unread) == ((), ("payload",), True)
 
 
 TOKENS_OF_3_BYTES = [*range(256, 65_536)] * 5
