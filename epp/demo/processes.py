@@ -11,6 +11,7 @@ import ctypes
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -82,9 +83,13 @@ class Processes:
         """Their output goes to `folder`/NAME.log."""
         self._folder = folder
         self._running: list[Process] = []
+        self._scratch = contextlib.ExitStack()
 
     async def __aenter__(self) -> Self:
         self._folder.mkdir(parents=True, exist_ok=True)
+        # A short name: the path of a Unix socket has 107 characters at most.
+        self.scratch = Path(self._scratch.enter_context(tempfile.TemporaryDirectory(prefix="epp-", ignore_cleanup_errors=True)))
+        """For what children leave lying about when they are ended; gone with them."""
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -145,8 +150,9 @@ class Processes:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _stop_all(self) -> None:
-        while self._running:
-            await self._running.pop().stop()
+        with self._scratch:
+            while self._running:
+                await self._running.pop().stop()
 
 
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None

