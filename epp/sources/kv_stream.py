@@ -22,6 +22,7 @@ from epp.sources.kv_messages import (
     BLOCKS_ALLOWED,
     BYTES_A_TURN,
     BYTES_ALLOWED,
+    DRAIN_S,
     LIVE_BYTES,
     LIVE_HIGH_WATER_MARK,
     MESSAGES_A_TURN,
@@ -138,16 +139,11 @@ class Stream:
             self._ask(self._replay_start)
 
     def receive(self) -> None:
-        """Take messages off the wire without looking at them, even while the event loop is behind: so a flood is noticed at once, and costs little."""
-        with contextlib.suppress(zmq.Again):
-            while self._sub is not None and len(self._backlog) < LIVE_HIGH_WATER_MARK and self._backlog_bytes < LIVE_BYTES:
-                frames = self._sub.recv_multipart(zmq.NOBLOCK)
-                now, size = self._host.now(), sum(map(len, frames))
-                if not self._messages.take(1, now) or not self._bytes.take(size, now):
-                    self._cut_off(now)
-                    return
-                self._backlog.append(frames)
-                self._backlog_bytes += size
+        """Take messages off the wire without looking at them, even while the event loop is behind."""
+        self._take()
+        until = self._host.now() + DRAIN_S if len(self._backlog) > MESSAGES_A_TURN else 0.0
+        while self._has_room and self._host.now() < until and self._sub is not None and self._sub.poll(1):
+            self._take()
 
     def receive_replies(self) -> None:
         """Take replies off the wire, even while the event loop is behind."""
@@ -220,6 +216,21 @@ class Stream:
         self._sequence.disconnected()
         self._perform([])
 
+    @property
+    def _has_room(self) -> bool:
+        return len(self._backlog) < LIVE_HIGH_WATER_MARK and self._backlog_bytes < LIVE_BYTES
+
+    def _take(self) -> None:
+        with contextlib.suppress(zmq.Again):
+            while self._sub is not None and self._has_room:
+                frames = self._sub.recv_multipart(zmq.NOBLOCK)
+                now, size = self._host.now(), sum(map(len, frames))
+                if not self._messages.take(1, now) or not self._bytes.take(size, now):
+                    self._cut_off(now)
+                    return
+                self._backlog.append(frames)
+                self._backlog_bytes += size
+
     def _listen(self) -> None:
         budget = BYTES_A_TURN
         for _ in range(MESSAGES_A_TURN):
@@ -230,7 +241,7 @@ class Stream:
             self._backlog_bytes -= size
             budget -= size
             self._on_live(frames)
-            self.receive()  # what came meanwhile: a flood is noticed by what is received
+            self._take()  # what came meanwhile, since libzmq has room for little
 
     def _cut_off(self, now: float) -> None:
         """More than any engine sends: closing frees what libzmq read ahead, and costs the peer its stream only."""
