@@ -14,7 +14,9 @@ COMPILED = [
     "epp/extproc/access_log.py",
     "epp/extproc/answer.py",
     "epp/extproc/codec.py",
+    "epp/extproc/end_causes.py",
     "epp/extproc/exchange.py",
+    "epp/extproc/log_view.py",
     "epp/extproc/wire.py",
     "epp/names.py",
     "epp/observability/instruments.py",
@@ -41,6 +43,7 @@ COMPILED = [
     "epp/server/grpc_headers.py",
     "epp/server/limits.py",
     "epp/server/live.py",
+    "epp/server/service.py",
 ]
 
 if os.environ.get("EPP_COMPILE"):

@@ -25,7 +25,7 @@ from epp.server import health as health_service
 from epp.server.conversation import Context, Conversation, StreamGoneError, TaskConversation
 from epp.server.interfaces import Health, RequestDirector
 from epp.server.live import LiveExchange, Wire
-from epp.server.status import DONE, GIVEN_UP, CallError, Ending, Status
+from epp.server.status import CODE_NAMES, DONE, GIVEN_UP, CallError, Ending, Status
 
 logger = logging.getLogger(__name__)
 
@@ -129,7 +129,7 @@ class Service:
             return ending
         finally:
             self._open.discard(conversation)
-            self._reporter.stream_closed((ending or call.interruption).status.name, self._now() - started)
+            self._reporter.stream_closed(CODE_NAMES[(ending or call.interruption).status], self._now() - started)
 
     async def _stream_access_logs(self, call: Call) -> Ending:
         """AccessLogService/StreamAccessLogs; a StreamAccessLogsResponse is an empty message."""
