@@ -16,7 +16,7 @@ COMPILED = [
     "epp/extproc/codec.py",
     "epp/extproc/end_causes.py",
     "epp/extproc/exchange.py",
-    "epp/extproc/log_view.py",
+    "epp/extproc/log_wire.py",
     "epp/extproc/wire.py",
     "epp/names.py",
     "epp/observability/instruments.py",

@@ -6,19 +6,25 @@ listen to one Envoy, each gets every entry and leaves those of the others alone;
 Entries written before the end of a request are skipped. Pure functions, called on the event loop once per batch.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeVar
 
 from google.protobuf.duration_pb2 import Duration
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 
-from epp import names
+from epp import BUILD, names
 from epp._proto import access_log_pb2 as pb
-from epp._proto import access_log_view_pb2 as view
 from epp._proto import core_pb2
 from epp.domain import DecisionId, RequestEnd
 from epp.errors import ProtocolError
-from epp.extproc import end_causes, log_view, origin
+from epp.extproc import end_causes, log_wire, origin
+
+_M = TypeVar("_M", bound=Message)
+
+_AT_THE_END: Final = frozenset((pb.NOT_SET, pb.DOWNSTREAM_END))
+# Where it is faster than the library.
+_BY_HAND: Final = BUILD == "compiled"
 
 
 @dataclass(slots=True)
@@ -41,13 +47,8 @@ _SEPARATOR: Final = "/"
 
 def decode(data: bytes, instance: str) -> AccessLogBatch:
     """The ends in one message, for the picker `instance`. Raises ProtocolError where it is none."""
-    try:
-        message = view.StreamAccessLogsMessage.FromString(data)
-    except DecodeError as error:
-        raise ProtocolError(f"not a StreamAccessLogsMessage: {error}") from None
     batch = AccessLogBatch([], 0)
-    for entry in message.http_logs.log_entry:
-        end = log_view.request_end(entry) or by_the_library(entry.SerializeToString())
+    for end in _ends(data):
         if end is None:
             continue
         if not end.decision_id or end.decision_id.rpartition(_SEPARATOR)[0] == instance:
@@ -57,20 +58,27 @@ def decode(data: bytes, instance: str) -> AccessLogBatch:
     return batch
 
 
-# --- what is not as usual -------------------------------------------------------------------------------------
+def _ends(data: bytes) -> Sequence[RequestEnd | None]:
+    """What each entry tells."""
+    entries = log_wire.entries(data) if _BY_HAND else None
+    if entries is not None:
+        return [log_wire.request_end(entry) or read(_parsed(pb.HTTPAccessLogEntry(), entry)) for entry in entries]
+    message = _parsed(pb.StreamAccessLogsMessage(), data)
+    return [read(entry) for entry in message.http_logs.log_entry]
 
 
-def by_the_library(data: bytes) -> RequestEnd | None:
-    """What any entry tells: byte counts are those of the HTTP bodies, a status is None where nothing was answered. None: no end.
-
-    Raises ProtocolError where it is no entry.
-    """
+def _parsed(message: _M, data: bytes) -> _M:
     try:
-        entry = pb.HTTPAccessLogEntry.FromString(data)
+        message.ParseFromString(data)
     except DecodeError as error:
-        raise ProtocolError(f"not an HTTPAccessLogEntry: {error}") from None
+        raise ProtocolError(f"not a {type(message).__name__}: {error}") from None
+    return message
+
+
+def read(entry: pb.HTTPAccessLogEntry) -> RequestEnd | None:
+    """What any entry tells: byte counts are those of the HTTP bodies, a status is None where nothing was answered. None: no end."""
     common, response = entry.common_properties, entry.response
-    if common.access_log_type not in log_view.AT_THE_END:
+    if common.access_log_type not in _AT_THE_END:
         return None
     decision_id = _decision_id(common.metadata)
     flags = end_causes.short_flags(common.response_flags)

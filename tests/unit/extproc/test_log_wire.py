@@ -1,4 +1,4 @@
-"""The quick reading of the access log against the protobuf library's: the same ends, whatever Envoy writes."""
+"""The access log read by hand against the protobuf library: the same ends, whatever Envoy writes."""
 
 from collections.abc import Callable
 from contextlib import suppress
@@ -8,9 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from epp._proto import access_log_pb2 as pb
-from epp._proto import access_log_view_pb2 as view
 from epp.errors import ProtocolError
-from epp.extproc import access_log, end_causes, log_view
+from epp.extproc import access_log, end_causes, log_wire
 
 small = st.integers(0, 2**31 - 1)
 texts = st.text(max_size=12)
@@ -62,14 +61,13 @@ def entries(draw: Callable[..., Any]) -> pb.HTTPAccessLogEntry:
 
 
 @given(entries())
-def test_the_quick_reading_is_the_librarys(entry: pb.HTTPAccessLogEntry) -> None:
+def test_by_hand_as_by_the_library(entry: pb.HTTPAccessLogEntry) -> None:
     """What it answers at all is what the library answers."""
-    data = entry.SerializeToString()
-    quick = log_view.request_end(view.HTTPAccessLogEntry.FromString(data))
-    assert quick is None or quick == access_log.by_the_library(data)
+    quick = log_wire.request_end(entry.SerializeToString())
+    assert quick is None or quick == access_log.read(entry)
 
 
-def test_the_usual_entry_is_read_quickly() -> None:
+def test_the_usual_entry_is_read_by_hand() -> None:
     """Of a request that was routed and answered; so the test above compares something."""
     entry = pb.HTTPAccessLogEntry()
     common = entry.common_properties
@@ -77,17 +75,33 @@ def test_the_usual_entry_is_read_quickly() -> None:
     common.metadata.filter_metadata["epp"].update({"decision": "me/1"})
     common.duration.nanos = common.time_to_first_upstream_rx_byte.nanos = 5_000_000
     entry.response.response_code.value = 200
-    end = log_view.request_end(view.HTTPAccessLogEntry.FromString(entry.SerializeToString()))
+    end = log_wire.request_end(entry.SerializeToString())
     assert end is not None
     assert (end.decision_id, end.status, end.duration_s) == ("me/1", 200, 0.005)
 
 
 @given(entries(), st.data())
 def test_mangled_entries(entry: pb.HTTPAccessLogEntry, data: st.DataObject) -> None:
-    """A byte that is another one, or the end too early, gives a batch or a ProtocolError."""
+    """A byte that is another one, or the end too early: by hand nothing is raised, and all of it is a batch or a ProtocolError."""
     message = pb.StreamAccessLogsMessage()
     message.http_logs.log_entry.append(entry)
     mangled = bytearray(message.SerializeToString())
     mangled[data.draw(st.integers(0, len(mangled) - 1))] = data.draw(st.integers(0, 255))
+    cut = bytes(mangled[: data.draw(st.integers(0, len(mangled)))])
+    for found in log_wire.entries(cut) or ():
+        log_wire.request_end(found)
     with suppress(ProtocolError):
-        access_log.decode(bytes(mangled[: data.draw(st.integers(0, len(mangled)))]), "me")
+        access_log.decode(cut, "me")
+
+
+@given(st.lists(entries(), max_size=3), texts)
+def test_messages_are_taken_apart(logged: list[pb.HTTPAccessLogEntry], name: str) -> None:
+    """The first message of a stream names who logs; each has any number of entries."""
+    message = pb.StreamAccessLogsMessage()
+    message.http_logs.SetInParent()
+    message.http_logs.log_entry.extend(logged)
+    if name:
+        message.identifier.log_name = name
+    found = log_wire.entries(message.SerializeToString())
+    assert found is not None
+    assert [pb.HTTPAccessLogEntry.FromString(entry) for entry in found] == logged
