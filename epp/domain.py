@@ -125,7 +125,10 @@ class InferenceRequest:
     path: str
     model: str
     body: Mapping[str, object] | None
-    """The decoded JSON object with the client's key order; None where the body is not looked at or was refused by the fast decoder."""
+    """The decoded JSON object with the client's key order; None where the body is not looked at or was refused by the fast decoder.
+
+    Whole only where a plugin reads bodies (`PluginType.reads_bodies`); what the fields below were taken from otherwise.
+    """
     size_bytes: int
     stream: bool = False
     max_tokens: int | None = None

@@ -14,6 +14,7 @@ import msgspec
 
 from epp.domain import Api
 from epp.errors import BadRequestError
+from epp.requests.outline import Outline
 from epp.requests.scan import top_level
 
 
@@ -30,6 +31,7 @@ class Body:
 
 
 _decode = msgspec.json.Decoder(dict[str, object]).decode
+_decode_outline = msgspec.json.Decoder(Outline).decode
 
 
 def decode(body: bytes) -> Body:
@@ -38,6 +40,17 @@ def decode(body: bytes) -> Body:
         return Body(_decode(body))
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         return _decode_tolerantly(body, str(error))
+
+
+def decode_outline(body: bytes) -> Body:
+    """As `decode`, with no other fields than those of Outline, for a third less where nobody reads prompts.
+
+    Numbers and encoding are not looked at in what is passed over, so less is unreadable; nothing more is refused.
+    """
+    try:
+        return Body(_decode_outline(body))
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return decode(body)
 
 
 def _decode_tolerantly(body: bytes, refusal: str) -> Body:
