@@ -12,6 +12,7 @@ from setuptools import setup
 # plugins read once an endpoint stays interpreted, and so do the interfaces that plugins and reporters of others implement, which an
 # interpreted class could not inherit from if they were compiled.
 COMPILED = [
+    "epp/domain/kinds.py",
     "epp/domain/records.py",
     "epp/extproc/access_log.py",
     "epp/extproc/answer.py",

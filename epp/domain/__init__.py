@@ -10,11 +10,8 @@ from epp.domain.facts import (
     NEVER_SCRAPED,
     NO_LABELS,
     STORAGE,
-    AnswerFormat,
-    Api,
     BlockKey,
     DecisionId,
-    EndCause,
     Endpoint,
     EndpointId,
     EndpointMetrics,
@@ -24,10 +21,10 @@ from epp.domain.facts import (
     PrefixMatch,
     TokenIds,
     TokenizedRequest,
-    TokenState,
     Usage,
     medium_name,
 )
+from epp.domain.kinds import AnswerFormat, Api, EndCause, TokenState
 from epp.domain.records import Decision, InferenceRequest, PluginScores, ProfileResult, RequestEnd, StreamClosed
 
 __all__ = [

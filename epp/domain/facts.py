@@ -5,9 +5,10 @@ Interpreted in every build: plugins read it once an endpoint, which CPython does
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import Enum
 from types import MappingProxyType
 from typing import Final, NewType
+
+from epp.domain.kinds import TokenState
 
 EndpointId = NewType("EndpointId", str)
 """Stable identity of one endpoint: "namespace/name" (one model server, or one data-parallel rank of it)."""
@@ -89,43 +90,6 @@ class Endpoint:
         object.__setattr__(self, "host_port", written)
 
 
-class Api(Enum):
-    """Which API a request speaks; decides how its prompt is found."""
-
-    CHAT = "chat"
-    COMPLETIONS = "completions"
-    RESPONSES = "responses"
-    MESSAGES = "messages"
-    """Anthropic's, count_tokens included."""
-    GENERATE = "generate"
-    """vLLM's token-in path."""
-    OPAQUE = "opaque"
-    """Routed by model and load only: pass-through paths and APIs without a prompt of tokens."""
-
-
-class AnswerFormat(Enum):
-    """How an answer states what it used."""
-
-    JSON = "json"
-    """As a JSON document, or as server-sent events of such."""
-    VLLM_GENERATE = "vllm-generate"
-    """As messages of vLLM's engine service, Generate."""
-    VLLM_EMBED = "vllm-embed"
-    """The same, Embed."""
-    HTTP_BODY = "http-body"
-    """As JSON within gRPC messages of the type google.api.HttpBody."""
-
-
-class TokenState(Enum):
-    """How far the token ids of a request can be trusted."""
-
-    EXACT = "exact"
-    PARTIAL = "partial"
-    """Some leading tokens of each prompt are the engine's; what follows is not known, or not exact."""
-    ABSENT = "absent"
-    """There are none: whoever needs tokens abstains."""
-
-
 @dataclass(frozen=True, slots=True)
 class MediaSpan:
     """A picture, sound or film among the tokens of a prompt; which one it is enters the engine's block hashes (spec/kv.md 1.8)."""
@@ -187,16 +151,6 @@ class PrefixMatch:
     def worth(self) -> Sequence[float]:
         """What to score."""
         return self.matched_blocks if self.weighted_blocks is None else self.weighted_blocks
-
-
-class EndCause(Enum):
-    """Why a request is over."""
-
-    FINISHED = "finished"
-    CLIENT_GONE = "client_gone"
-    UPSTREAM_FAILED = "upstream_failed"
-    AGED_OUT = "aged_out"
-    """No sign of the end arrived within the bounded age."""
 
 
 @dataclass(slots=True)

@@ -10,15 +10,13 @@ from types import MappingProxyType
 from typing import Final
 
 from epp.domain.facts import (
-    AnswerFormat,
-    Api,
     DecisionId,
-    EndCause,
     Endpoint,
     PrefixMatch,
     TokenizedRequest,
     Usage,
 )
+from epp.domain.kinds import AnswerFormat, Api, EndCause
 
 _NO_MATCHES: Final[Mapping[str, PrefixMatch]] = MappingProxyType({})
 
