@@ -34,6 +34,7 @@ COMPILED = [
     "epp/requests/chat.py",
     "epp/requests/parsers.py",
     "epp/requests/shape.py",
+    "epp/scheduling/cycle.py",
     "epp/scheduling/profile.py",
     "epp/scheduling/scheduler.py",
     "epp/server/conversation.py",
