@@ -8,9 +8,12 @@ import os
 
 from setuptools import setup
 
-# Records stay interpreted: CPython makes an instance of a slotted dataclass faster than mypyc's C does. So do the interfaces that
-# plugins and reporters of others implement, which an interpreted class could not inherit from if they were compiled.
+# Of a dataclass CPython makes an instance faster than mypyc's C does, so records are compiled only with an __init__ of their own. What
+# plugins read once an endpoint stays interpreted, and so do the interfaces that plugins and reporters of others implement, which an
+# interpreted class could not inherit from if they were compiled.
 COMPILED = [
+    "epp/domain/kinds.py",
+    "epp/domain/records.py",
     "epp/extproc/access_log.py",
     "epp/extproc/answer.py",
     "epp/extproc/codec.py",
@@ -33,6 +36,7 @@ COMPILED = [
     "epp/requests/chat.py",
     "epp/requests/parsers.py",
     "epp/requests/shape.py",
+    "epp/scheduling/cycle.py",
     "epp/scheduling/profile.py",
     "epp/scheduling/scheduler.py",
     "epp/server/conversation.py",

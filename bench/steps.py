@@ -214,7 +214,7 @@ class _Cycles:
         self._numbers = itertools.count()
         self._rng = random.Random(1)
         self._open: list[Decision] = []
-        self.parse = RequestParsers(effective.parsers).parse
+        self.parse = RequestParsers(effective.parsers, whole_bodies=effective.reads_bodies).parse
 
     def decide(self, request: InferenceRequest, tokens: TokenizedRequest | None) -> Decision:
         """Choose, and end the oldest request."""
@@ -302,7 +302,7 @@ def _conversations(chats: Mapping[str, Sequence[bytes]], model_folder: Path, *, 
     given, expected = itertools.count(), itertools.count()
     index = PrefixIndex(reporter, default_block_size=BLOCK_SIZE)
     director = Director(
-        parse=RequestParsers(effective.parsers).parse,
+        parse=RequestParsers(effective.parsers, whole_bodies=effective.reads_bodies).parse,
         tokenize=None,
         snapshot=pool.snapshot,
         scheduler=config.build(effective, Collaborators(index=index), reporter).scheduler,

@@ -150,7 +150,7 @@ class App:
         self._kv_events = self._make_kv_events()
         self._discovery = self._make_discovery()
         self._director = Director(
-            parse=RequestParsers(self._config.parsers).parse,
+            parse=RequestParsers(self._config.parsers, whole_bodies=self._config.reads_bodies).parse,
             tokenize=self._tokenization.tokenize if self._tokenization else None,
             snapshot=self._pool.snapshot,
             scheduler=self._scheduler,

@@ -48,6 +48,8 @@ class PrometheusReporter(Reporter):
         self._streams = _StreamMetrics(families) if grpc_stream_metrics else None
         self._by_endpoint: dict[EndpointId, set[tuple[_AnyFamily, tuple[str, ...]]]] = {}
         self._stream_states: dict[tuple[EndpointId, int], str] = {}
+        # Series of `_attempts` by endpoint and model, because their labels cost more than the counting.
+        self._chosen: dict[EndpointId, dict[str, Counter]] = {}
         self._make_scheduler_families(families)
         self._make_families_of_ours(families)
         ready = families.gauge(
@@ -156,9 +158,15 @@ class PrometheusReporter(Reporter):
         series = self._requests.decided(request)
         self._scheduling.observe(decision.duration_s)
         endpoint = decision.endpoint
-        namespace, _, name = endpoint.id.partition("/")
-        where = ("success", series.target, name, namespace, str(endpoint.port))
-        self._of_endpoint(endpoint.id, self._attempts, where).inc()
+        by_model = self._chosen.get(endpoint.id)
+        if by_model is None:
+            by_model = self._chosen[endpoint.id] = {}
+        chosen = by_model.get(series.target)
+        if chosen is None:
+            namespace, _, name = endpoint.id.partition("/")
+            where = ("success", series.target, name, namespace, str(endpoint.port))
+            chosen = by_model[series.target] = self._of_endpoint(endpoint.id, self._attempts, where)
+        chosen.inc()
 
     def rejected(self, request: InferenceRequest | None, error: RequestError) -> None:
         self._requests.rejected(request, error)
@@ -233,6 +241,7 @@ class PrometheusReporter(Reporter):
             family.remove(*labels)
         for key in [key for key in self._stream_states if key[0] == endpoint]:
             del self._stream_states[key]
+        self._chosen.pop(endpoint, None)
 
     def scrape_failed(self, endpoint: EndpointId, reason: str) -> None:
         self._of_endpoint(endpoint, self._scrape_errors, (endpoint, reason)).inc()

@@ -307,6 +307,8 @@ def test_series_of_an_endpoint_end_with_it(registry: CollectorRegistry, reporter
     assert b'"team/a"' not in page
     assert b'endpoint_name="a"' not in page
     assert b'epp_index_blocks{endpoint="team/b"} 7.0' in page
+    reporter.decided(decide())  # it is back under its name
+    assert b'endpoint_name="a"' in generate_latest(registry)
 
 
 def test_a_page_is_valid_and_names_each_family_once(registry: CollectorRegistry, reporter: PrometheusReporter, decide: Decide) -> None:
