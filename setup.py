@@ -18,6 +18,7 @@ COMPILED = [
     "epp/extproc/answer.py",
     "epp/extproc/codec.py",
     "epp/extproc/end_causes.py",
+    "epp/extproc/events.py",
     "epp/extproc/exchange.py",
     "epp/extproc/log_wire.py",
     "epp/extproc/wire.py",
