@@ -15,7 +15,7 @@ import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from epp import names
 from epp.errors import ProtocolError
@@ -200,7 +200,7 @@ class Service:
 class Repeats:
     """Tells a warning from its repetitions, for the last few different ones. Not for texts that differ every time."""
 
-    REMEMBERED = 64
+    REMEMBERED: ClassVar = 64
 
     def __init__(self) -> None:
         self._seen: dict[str, None] = {}  # in order of first sight
