@@ -85,7 +85,8 @@ async def measure(model_folder: Path, *, quick: bool) -> list[Step]:
     chats = {name: bodies.chats(size) for name, size in bodies.SIZES.items()}
     operations: dict[str, Operation] = {}
     for name, sized in chats.items():
-        operations[f"read the body, {name}"] = _parse(sized)
+        operations[f"read the body, {name}"] = _parse(sized, whole=True)
+        operations[f"read of the body what routing needs, {name}"] = _parse(sized, whole=False)
         operations[f"exchange and codec, {name}"] = _exchange(sized[0])
     operations["a response message (FULL_DUPLEX_STREAMED)"] = _response_message()
     operations["an access-log entry"] = _access_log()
@@ -122,8 +123,8 @@ def _count(once: float, *, quick: bool) -> int:
 # --- steps that need nothing but themselves ---------------------------------------------------------------------
 
 
-def _parse(chats: Sequence[bytes]) -> Operation:
-    parse, turns = RequestParsers().parse, itertools.cycle(chats)
+def _parse(chats: Sequence[bytes], *, whole: bool) -> Operation:
+    parse, turns = RequestParsers(whole_bodies=whole).parse, itertools.cycle(chats)
     return lambda: parse(HEADERS, next(turns))
 
 
