@@ -101,10 +101,16 @@ class Reporter:
         """Hit tokens that some requests should have found at least, and how far the engine's counter went, other requests included."""
 
     def parity_lost(self, loss: ParityLoss) -> None:
-        """Most of what was seen of a model lately was not as expected: its prefixes are not found. Once, until restored."""
+        """Most of what was seen of a model lately was not as expected: its prefixes are not found.
+
+        Once, until restored; again only where what the first said is over, and something else is not.
+        """
 
     def parity_restored(self, model: str) -> None:
         """Most of it is again."""
+
+    def parity_forgotten(self, model: str) -> None:
+        """Neither lost nor restored: the engines it was lost at restarted, emptied their caches or are gone."""
 
     def prefill_ended(self, endpoint: EndpointId, model: str, seconds: float) -> None:
         """The last full block of a prompt was stored, so long after the decision. Not of prompts that were cached whole."""

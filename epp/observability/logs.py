@@ -167,3 +167,8 @@ class LogReporter(Reporter):
 
     def parity_restored(self, model: str) -> None:
         logger.info("engines of model %s do what is expected of them again", _quoted(model))
+
+    def parity_forgotten(self, model: str) -> None:
+        logger.info(
+            "the alarm about engines of model %s is over: those it was about restarted, emptied their caches or are gone", _quoted(model)
+        )

@@ -119,7 +119,8 @@ class PrometheusReporter(Reporter):
             "1 while engines do not do what is expected of most of a model's requests, with the likely cause (docs/parity.md).",
             ["model", "cause"],
         )
-        self._lost_causes: dict[str, str] = {}
+        self._alarms: dict[str, tuple[str, str]] = {}
+        """Labels of the series that each model's alarm raises: beyond the label limit, models share some."""
         self._prompt_tokens = counter(
             "epp_parity_prompt_tokens_total",
             "Answers whose number of prompt tokens is ours, or differs.",
@@ -267,13 +268,20 @@ class PrometheusReporter(Reporter):
         self._of_endpoint(endpoint, self._counted_hits, (endpoint, "counted")).inc(found)
 
     def parity_lost(self, loss: ParityLoss) -> None:
-        self._lost_causes[loss.model] = loss.cause
-        self._parity_lost.labels(self._models.admit(loss.model), loss.cause).set(1)
+        before = self._alarms.get(loss.model)
+        labels = self._alarms[loss.model] = self._models.admit(loss.model), loss.cause
+        self._parity_lost.labels(*labels).set(1)
+        self._end_alarm(before)
 
     def parity_restored(self, model: str) -> None:
-        cause = self._lost_causes.pop(model, None)
-        if cause is not None:
-            self._parity_lost.labels(self._models.admit(model), cause).set(0)
+        self._end_alarm(self._alarms.pop(model, None))
+
+    def parity_forgotten(self, model: str) -> None:
+        self._end_alarm(self._alarms.pop(model, None))
+
+    def _end_alarm(self, labels: tuple[str, str] | None) -> None:
+        if labels is not None and labels not in self._alarms.values():
+            self._parity_lost.labels(*labels).set(0)
 
     def prefill_ended(self, endpoint: EndpointId, model: str, seconds: float) -> None:
         self._prefill.labels(self._models.admit(model)).observe(seconds)

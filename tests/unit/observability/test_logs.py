@@ -156,3 +156,5 @@ def test_parity_is_lost_and_restored(caplog: pytest.LogCaptureFixture) -> None:
     assert "Likely cause: beginning-of-sequence token. What to do: docs/parity.md, bos" in caplog.text
     reporter.parity_restored("tiny")
     assert "again" in caplog.records[-1].message
+    reporter.parity_forgotten("tiny")
+    assert "is over: those it was about restarted" in caplog.records[-1].message
