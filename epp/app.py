@@ -24,7 +24,7 @@ from prometheus_client import CollectorRegistry
 
 from epp import BUILD, __version__, allocator, config, names, parts
 from epp.config.flags import ServeOptions
-from epp.datastore import EndpointsListed, MetricsScraped, PoolState
+from epp.datastore import EndpointReached, EndpointsListed, MetricsScraped, PoolState
 from epp.domain import Endpoint, EndpointId
 from epp.errors import ConfigError
 from epp.kvcache.index import PrefixIndex
@@ -281,7 +281,7 @@ class App:
         if params is None:
             return None
         return MetricsScraper(
-            self._on_metrics,
+            self._on_scraped,
             self._reporter,
             now=time.monotonic,
             settings=parts.scrape_settings(params, self._options),
@@ -345,10 +345,16 @@ class App:
             self._scheduler.endpoint_removed(endpoint_id)
             self._parity.removed(endpoint_id)
             self._reporter.endpoint_removed(endpoint_id)  # last: any later word about it would make its series anew
-        self._reporter.endpoints_changed(len(endpoints))
+        self._reporter.endpoints_changed(self._pool.reachable)
 
-    def _on_metrics(self, scraped: MetricsScraped) -> None:
+    def _on_scraped(self, scraped: MetricsScraped | EndpointReached) -> None:
+        before = self._pool.reachable
         self._pool.apply(scraped)
+        if isinstance(scraped, EndpointReached):
+            if self._pool.reachable != before:
+                told = self._reporter.endpoint_reachable if scraped.reachable else self._reporter.endpoint_unreachable
+                told(scraped.endpoint, self._pool.reachable)
+            return
         if scraped.metrics.block_size:
             self._index.set_block_size(scraped.endpoint, scraped.metrics.block_size)
         if self._kv_events:

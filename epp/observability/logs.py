@@ -123,6 +123,15 @@ class LogReporter(Reporter):
     def endpoints_changed(self, count: int) -> None:
         logger.log(logging.INFO if count else logging.WARNING, "the pool has %d endpoints", count)
 
+    def endpoint_unreachable(self, endpoint: EndpointId, left: int) -> None:
+        if left:
+            logger.warning("endpoint %s takes no connections: it gets no requests until it does; %d others are left", endpoint, left)
+        else:
+            logger.error("endpoint %s takes no connections, as no other does: requests are sent nevertheless", endpoint)
+
+    def endpoint_reachable(self, endpoint: EndpointId, count: int) -> None:
+        logger.info("endpoint %s takes connections again; %d endpoints do", endpoint, count)
+
     def endpoint_removed(self, endpoint: EndpointId) -> None:
         self._scrape_reasons.pop(endpoint, None)
         self._missing.pop(endpoint, None)

@@ -51,7 +51,10 @@ class PrometheusReporter(Reporter):
         self._make_scheduler_families(families)
         self._make_families_of_ours(families)
         ready = families.gauge(
-            "llm_d_epp_ready_endpoints", "Endpoints in the pool.", ["name"], twin=Twin("inference_pool_ready_pods", ["name"])
+            "llm_d_epp_ready_endpoints",
+            "Endpoints in the pool that can be reached, as far as is known.",
+            ["name"],
+            twin=Twin("inference_pool_ready_pods", ["name"]),
         )
         self._ready = ready.labels(pool_name)
         self._pool = PoolMetrics(families, pool_name)
@@ -217,6 +220,12 @@ class PrometheusReporter(Reporter):
     # --- knowledge ----------------------------------------------------------------------------------------------
 
     def endpoints_changed(self, count: int) -> None:
+        self._ready.set(count)
+
+    def endpoint_unreachable(self, endpoint: EndpointId, left: int) -> None:
+        self._ready.set(left)
+
+    def endpoint_reachable(self, endpoint: EndpointId, count: int) -> None:
         self._ready.set(count)
 
     def pool_load(self, endpoints: Sequence[Endpoint]) -> None:

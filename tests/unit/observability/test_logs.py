@@ -45,6 +45,19 @@ def test_a_pod_that_is_down_is_logged_when_it_goes_and_when_it_comes_back(lines:
     assert lines() == ["metrics of team/a can be read again"]
 
 
+def test_an_endpoint_that_takes_no_connections_is_named_with_what_is_left(lines: Lines) -> None:
+    """Where nothing is left requests are sent nevertheless, and that is an error."""
+    reporter = LogReporter()
+    reporter.endpoint_unreachable(A, 1)
+    reporter.endpoint_unreachable(B, 0)
+    reporter.endpoint_reachable(B, 1)
+    assert lines() == [
+        "endpoint team/a takes no connections: it gets no requests until it does; 1 others are left",
+        "endpoint team/b takes no connections, as no other does: requests are sent nevertheless",
+        "endpoint team/b takes connections again; 1 endpoints do",
+    ]
+
+
 def test_stream_states_are_logged_when_they_change(lines: Lines) -> None:
     """And again for an endpoint that left and came back."""
     reporter = LogReporter()
