@@ -125,12 +125,12 @@ class LogReporter(Reporter):
 
     def endpoint_unreachable(self, endpoint: EndpointId, left: int) -> None:
         if left:
-            logger.warning("endpoint %s takes no connections: it gets no requests until it does; %d others are left", endpoint, left)
+            logger.warning("endpoint %s takes no connections: it gets no requests until it does (endpoints left: %d)", endpoint, left)
         else:
-            logger.error("endpoint %s takes no connections, as no other does: requests are sent nevertheless", endpoint)
+            logger.error("endpoint %s takes no connections, and no other does: requests are sent nevertheless", endpoint)
 
     def endpoint_reachable(self, endpoint: EndpointId, count: int) -> None:
-        logger.info("endpoint %s takes connections again; %d endpoints do", endpoint, count)
+        logger.info("endpoint %s takes connections again (endpoints that do: %d)", endpoint, count)
 
     def endpoint_removed(self, endpoint: EndpointId) -> None:
         self._scrape_reasons.pop(endpoint, None)

@@ -32,7 +32,9 @@ async def test_requests_go_where_somebody_listens(file: Path) -> None:
         scraping = json.loads(config(file))
         scraping["dataLayer"]["injectDefaults"] = True
         async with PickerProcess([f"--config-text={json.dumps(scraping)}"]) as picker:
-            await eventually(lambda: "default/b takes no connections: it gets no requests until it does; 1 others are left" in picker.log())
+            await eventually(
+                lambda: "default/b takes no connections: it gets no requests until it does (endpoints left: 1)" in picker.log()
+            )
             async with connect(picker.grpc_port) as peer:
                 chosen = set()
                 for _ in range(20):
@@ -42,7 +44,7 @@ async def test_requests_go_where_somebody_listens(file: Path) -> None:
             assert chosen == {f"127.0.0.1:{living}"}
             assert (await picker.metrics())[READY] == 1
             servers.append(await metrics_at(dead))
-            await eventually(lambda: "default/b takes connections again; 2 endpoints do" in picker.log())
+            await eventually(lambda: "default/b takes connections again (endpoints that do: 2)" in picker.log())
             assert (await picker.metrics())[READY] == 2
     finally:
         for server in servers:

@@ -52,9 +52,9 @@ def test_an_endpoint_that_takes_no_connections_is_named_with_what_is_left(lines:
     reporter.endpoint_unreachable(B, 0)
     reporter.endpoint_reachable(B, 1)
     assert lines() == [
-        "endpoint team/a takes no connections: it gets no requests until it does; 1 others are left",
-        "endpoint team/b takes no connections, as no other does: requests are sent nevertheless",
-        "endpoint team/b takes connections again; 1 endpoints do",
+        "endpoint team/a takes no connections: it gets no requests until it does (endpoints left: 1)",
+        "endpoint team/b takes no connections, and no other does: requests are sent nevertheless",
+        "endpoint team/b takes connections again (endpoints that do: 1)",
     ]
 
 
