@@ -197,7 +197,8 @@ class ParityMonitor:
         by_ourselves = endpoint in self._stale_told
         if by_ourselves:
             self._stale_told[endpoint] = True
-        for name, model in self._models.items():
+        # A copy: what is told of here may make the index forget more, and settle predictions for models not seen yet.
+        for name, model in tuple(self._models.items()):
             windows = model.endpoints.get(endpoint)
             if not windows:
                 continue

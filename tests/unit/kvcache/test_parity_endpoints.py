@@ -6,7 +6,10 @@ from collections.abc import Callable
 import pytest
 
 from epp.domain import Endpoint, EndpointId
-from tests.unit.kvcache.parity_fleet import PODS, Fleet, chat, warm_up
+from epp.kvcache.divergence import Cause, Divergence
+from epp.kvcache.parity import ParityMonitor
+from epp.kvcache.predictions import Settled, Verdict
+from tests.unit.kvcache.parity_fleet import PODS, Fleet, Recorder, chat, warm_up
 
 A, B = PODS
 
@@ -147,3 +150,20 @@ def test_learning_an_engine_anew_mends_nothing_by_itself() -> None:
         fleet.serve(ours, A, tells=True)
     fleet.index.clear(A)
     assert fleet.told.over == ["m"]
+
+
+def test_what_is_forgotten_because_of_what_was_forgotten_disturbs_nothing() -> None:
+    """One engine goes, the alarm then names another's stale index, and that is forgotten in the same moment, with a model nobody had heard of."""
+    told = Recorder()
+
+    def forget(endpoint: EndpointId) -> None:
+        monitor.settled(Settled(endpoint, "new", Verdict.CONFIRMED))
+        monitor.forgotten(endpoint)
+
+    monitor = ParityMonitor(told, stale=forget)
+    for endpoint, cause in ((A, Cause.BOS), (B, Cause.INDEX)):
+        for _ in range(20):
+            monitor.settled(Settled(endpoint, "m", Verdict.CONTRADICTED, Divergence(cause, 0)))
+    monitor.removed(A)
+    assert [(loss.cause, loss.endpoints) for loss in told.lost] == [("bos", (A,)), ("index", (B,))]
+    assert (told.over, told.restored) == ([], [])
