@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import os
 import random
 import signal
@@ -24,6 +25,8 @@ from epp.testing.picker import PickerProcess
 from epp.testing.waiting import eventually
 from tests.vllm.cache_model import CacheModel
 from tests.vllm.launch import MODEL, launch, ready
+
+logger = logging.getLogger(__name__)
 
 CHAT: Final = "/v1/chat/completions"
 # An engine spends 5 ms of CPU on a page of metrics.
@@ -229,6 +232,8 @@ class Fleet:
             await eventually(settled)
         except TimeoutError:
             raise AssertionError(f"{self.predictions} predictions, settled: {found}") from None
+        if found.keys() - {"confirmed"}:  # a failure, to most who ask: what was told meanwhile stands beside it
+            logger.warning("predictions came out as %s; epp's log ends with:\n%s", found, self.picker.log()[-3000:])
         return found
 
     def _name(self, host_port: str) -> str:
