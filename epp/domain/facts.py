@@ -146,6 +146,8 @@ class PrefixMatch:
     """Hit the engine will report: contiguous confirmed or speculative prefix, at most tokens - 1 rounded down to the engine's block."""
     weighted_blocks: Sequence[float] | None = None
     """Matched blocks, each worth as much as the medium it is in and none cut off; None: all are worth 1."""
+    reads_cache: bool = True
+    """False: the engine computes the prompt anew whatever it holds, so nothing matches anywhere."""
 
     @property
     def worth(self) -> Sequence[float]:

@@ -53,7 +53,10 @@ class PrometheusReporter(Reporter):
         self._make_scheduler_families(families)
         self._make_families_of_ours(families)
         ready = families.gauge(
-            "llm_d_epp_ready_endpoints", "Endpoints in the pool.", ["name"], twin=Twin("inference_pool_ready_pods", ["name"])
+            "llm_d_epp_ready_endpoints",
+            "Endpoints in the pool that can be reached, as far as is known.",
+            ["name"],
+            twin=Twin("inference_pool_ready_pods", ["name"]),
         )
         self._ready = ready.labels(pool_name)
         self._pool = PoolMetrics(families, pool_name)
@@ -121,7 +124,8 @@ class PrometheusReporter(Reporter):
             "1 while engines do not do what is expected of most of a model's requests, with the likely cause (docs/parity.md).",
             ["model", "cause"],
         )
-        self._lost_causes: dict[str, str] = {}
+        self._alarms: dict[str, tuple[str, str]] = {}
+        """Labels of the series that each model's alarm raises: beyond the label limit, models share some."""
         self._prompt_tokens = counter(
             "epp_parity_prompt_tokens_total",
             "Answers whose number of prompt tokens is ours, or differs.",
@@ -226,6 +230,12 @@ class PrometheusReporter(Reporter):
     def endpoints_changed(self, count: int) -> None:
         self._ready.set(count)
 
+    def endpoint_unreachable(self, endpoint: EndpointId, left: int) -> None:
+        self._ready.set(left)
+
+    def endpoint_reachable(self, endpoint: EndpointId, count: int) -> None:
+        self._ready.set(count)
+
     def pool_load(self, endpoints: Sequence[Endpoint]) -> None:
         self._pool.observe(endpoints)
 
@@ -276,13 +286,20 @@ class PrometheusReporter(Reporter):
         self._of_endpoint(endpoint, self._counted_hits, (endpoint, "counted")).inc(found)
 
     def parity_lost(self, loss: ParityLoss) -> None:
-        self._lost_causes[loss.model] = loss.cause
-        self._parity_lost.labels(self._models.admit(loss.model), loss.cause).set(1)
+        before = self._alarms.get(loss.model)
+        labels = self._alarms[loss.model] = self._models.admit(loss.model), loss.cause
+        self._parity_lost.labels(*labels).set(1)
+        self._end_alarm(before)
 
     def parity_restored(self, model: str) -> None:
-        cause = self._lost_causes.pop(model, None)
-        if cause is not None:
-            self._parity_lost.labels(self._models.admit(model), cause).set(0)
+        self._end_alarm(self._alarms.pop(model, None))
+
+    def parity_forgotten(self, model: str) -> None:
+        self._end_alarm(self._alarms.pop(model, None))
+
+    def _end_alarm(self, labels: tuple[str, str] | None) -> None:
+        if labels is not None and labels not in self._alarms.values():
+            self._parity_lost.labels(*labels).set(0)
 
     def prefill_ended(self, endpoint: EndpointId, model: str, seconds: float) -> None:
         self._prefill.labels(self._models.admit(model)).observe(seconds)

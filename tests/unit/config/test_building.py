@@ -9,13 +9,13 @@ import pytest
 
 from epp import config
 from epp.config import EffectiveConfig
-from epp.domain import DecisionId, EndCause, Endpoint, EndpointId, RequestEnd, TokenizedRequest, Usage
+from epp.domain import DecisionId, EndCause, Endpoint, EndpointId, RequestEnd, TokenizedRequest
 from epp.errors import ConfigError
 from epp.reporter import Reporter
 from epp.scheduling import registry
 from epp.scheduling.interfaces import Cycle, DataKey, PrefixHits
 from epp.scheduling.params import NoParams
-from epp.scheduling.registry import Collaborators, PluginType, Registry, Role
+from epp.scheduling.registry import Collaborators, EmptyIndex, PluginType, Registry, Role
 from epp.testing.builders import make_cycle, make_endpoint, make_request, make_tokens
 
 CONFIGS = Path(__file__).parents[2] / "data" / "configs"
@@ -28,7 +28,7 @@ class Hits:
     offloaded: dict[str, list[int]] = field(default_factory=dict)
 
 
-class Index:
+class Index(EmptyIndex):
     """Holds whole prompts where they were speculated."""
 
     def __init__(self) -> None:
@@ -42,22 +42,6 @@ class Index:
 
     def unspeculate(self, endpoint: EndpointId) -> None:
         self.holders.discard(endpoint)
-
-    def predict(
-        self,
-        hits: PrefixHits,
-        endpoint: EndpointId,
-        decision_id: DecisionId,
-        model: str,
-        now: float,
-        ttl_s: float,
-        *,
-        reads_cache: bool,
-    ) -> None:
-        """Nothing is held against it."""
-
-    def answer_ended(self, decision_id: DecisionId, *, served: bool, said: Usage | None) -> None:
-        """Nothing was."""
 
 
 def test_the_perf_configuration_schedules() -> None:
