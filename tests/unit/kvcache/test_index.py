@@ -6,12 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from epp.domain import EndpointId, EngineHash, TokenizedRequest, TokenState
+from epp.domain import DecisionId, EndpointId, EngineHash, TokenizedRequest, TokenState
 from epp.kvcache import tiers
 from epp.kvcache.events import AllCleared, Batch, BlockRemoved, BlockStored, Event
 from epp.kvcache.holdings import MAX_GROUPS
 from epp.kvcache.index import PrefixIndex
 from epp.kvcache.keys import Extras, engine_hash, pack_tokens
+from epp.kvcache.predictions import Answered, Predictions, Settled, Verdict
 from epp.kvcache.tiers import MAX_ORPHANS, MAX_UNREMOVED
 from epp.reporter import Reporter
 
@@ -164,6 +165,38 @@ def test_two_engine_hashes_can_mean_one_block(index: PrefixIndex) -> None:
 
     feed(index, A, removed(2))
     assert hit_tokens(index, PROMPT[:4], lora="a") == [0, 0, 0]
+
+
+class Said:
+    """Keeps how predictions came out."""
+
+    def __init__(self) -> None:
+        self.verdicts: list[Verdict] = []
+
+    def settled(self, settled: Settled) -> None:
+        self.verdicts.append(settled.verdict)
+
+    def answered(self, answered: Answered) -> None: ...
+
+    def unusable(self, endpoint: EndpointId, reason: str) -> None: ...
+
+    def forgotten(self, endpoint: EndpointId) -> None: ...
+
+
+@pytest.mark.parametrize(("dropped", "verdict"), [((1,), Verdict.CONTRADICTED), ((1, 2), Verdict.CONFIRMED)])
+def test_a_block_that_another_hash_still_means_is_not_taken_for_evicted(
+    reporter: Recorder, dropped: tuple[int, ...], verdict: Verdict
+) -> None:
+    """An engine that computes it again although it holds it has lost its cache; one that dropped all of its hashes has not."""
+    said = Said()
+    index = PrefixIndex(reporter, default_block_size=4, predictions=Predictions(lambda: 0.0, outcomes=said, prefill_ended=lambda _: None))
+    feed(index, A, stored([1], PROMPT[:4], lora="a"), stored([2], PROMPT[:4], lora="a"))
+    index.predict(index.match(request(PROMPT[:5], lora="a"), [A], 0.0), A, DecisionId("1"), "m", 0.0, 0.0)
+    feed(index, A, removed(*dropped), stored([3], PROMPT[:4], lora="a"))
+    index.answer_ended(DecisionId("1"))
+    index.sweep(100.0)
+
+    assert said.verdicts == [verdict]
 
 
 def test_all_blocks_cleared(index: PrefixIndex) -> None:
@@ -354,29 +387,55 @@ def test_a_later_speculation_never_shortens_an_earlier_one(index: PrefixIndex) -
     assert hit_tokens(index, PROMPT, now=5.0) == [12, 0, 0]
 
 
+def blocks_of(*numbers: int, medium: str = "gpu") -> BlockStored:
+    """One prompt, a block for each number."""
+    tokens = pack_tokens([number for number in numbers for _ in range(4)])
+    return BlockStored([engine_hash(number) for number in numbers], None, tokens, 4, medium=medium)
+
+
 def test_a_medium_that_tells_no_removals_keeps_what_is_new(index: PrefixIndex) -> None:
     """Stores that are shared, or never say what they drop, cost a bounded amount of memory; the oldest give way."""
     for start in range(0, 2 * MAX_UNREMOVED, 500):
-        blocks = [engine_hash(block) for block in range(start, start + 500)]
-        tokens = pack_tokens([block for block in range(start, start + 500) for _ in range(4)])
-        feed(index, A, BlockStored(blocks, None, tokens, 4, medium="storage"))
+        feed(index, A, blocks_of(*range(start, start + 500), medium="storage"))
 
-    assert 0.9 * MAX_UNREMOVED < index.blocks(A) <= MAX_UNREMOVED + 500
+    assert index.blocks(A) == MAX_UNREMOVED
     start = 2 * MAX_UNREMOVED - 500
     assert hit_tokens(index, [start] * 4 + [start + 1] * 4) == [8, 0, 0]
 
 
+def test_what_gives_way_where_nobody_tells_removals(index: PrefixIndex, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was stored first; naming a block again takes no room, and makes it no younger. The other mediums keep what they have."""
+    monkeypatch.setattr(tiers, "MAX_UNREMOVED", 3)
+    for medium in ("gpu", "cpu"):
+        for number in (1, 2, 3):
+            feed(index, A, blocks_of(number, medium=medium))
+    feed(index, A, removed(*map(engine_hash, (1, 2, 3)), group=None), blocks_of(1, medium="cpu"))
+    assert [hit_tokens(index, [number] * 4)[0] for number in (1, 2, 3)] == [4, 4, 4]
+
+    feed(index, A, blocks_of(4, medium="cpu"), blocks_of(5, medium="cpu"))
+    assert [hit_tokens(index, [number] * 4)[0] for number in (1, 2, 3, 4, 5)] == [0, 0, 4, 4, 4]
+
+
+def test_a_medium_that_begins_to_tell_removals(index: PrefixIndex, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From then on nothing has to give way, and what was stored before is found by its removal."""
+    monkeypatch.setattr(tiers, "MAX_UNREMOVED", 3)
+    feed(index, A, blocks_of(0), *(blocks_of(number, medium="cpu") for number in (1, 2, 3)))
+    feed(index, A, removed(engine_hash(1), medium="cpu", group=None), *(blocks_of(number, medium="cpu") for number in (4, 5, 6)))
+    feed(index, A, removed(engine_hash(2), medium="cpu", group=None))
+
+    assert [hit_tokens(index, [number] * 4)[0] for number in (1, 2, 3, 4, 5, 6)] == [0, 0, 4, 4, 4, 4]
+
+
 def test_an_engine_that_says_it_holds_more_than_any_can(reporter: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
     """From the bound on nothing more of it is indexed, which is reported; what it drops makes room."""
-    monkeypatch.setattr(tiers, "MAX_BLOCKS", 32 * 4)
-    monkeypatch.setattr(tiers, "MAX_UNREMOVED", 32 * 4)
+    monkeypatch.setattr(tiers, "MAX_BLOCKS", 100)
     index = PrefixIndex(reporter, default_block_size=4)
-    for block in range(1_000):
-        feed(index, A, BlockStored([engine_hash(block)], None, pack_tokens([block] * 4), 4))
+    for number in range(1_000):
+        feed(index, A, blocks_of(number))
 
-    assert index.blocks(A) == 32 * 4
+    assert index.blocks(A) == 100
     assert set(reporter.problems) == {(A, "too_many_blocks")}
-    feed(index, A, BlockRemoved([engine_hash(block) for block in range(1_000)]), stored([1], PROMPT[:4], group=None))
+    feed(index, A, BlockRemoved([engine_hash(number) for number in range(1_000)]), stored([1], PROMPT[:4], group=None))
     assert index.blocks(A) == 1
 
 
