@@ -1,8 +1,8 @@
-"""What our names are of an engine's blocks, packed: 26 bytes an entry, of all engines together most of the index's memory.
+"""Our names of an engine's blocks, by its own: the larger part of the index, so packed into 26 to 30 bytes an entry.
 
 A B-tree of 64-bit integers (LLBTree of BTrees): half a microsecond an access, which events can afford and lookups cannot, but no
-objects, no empty slots, and no stall when it grows or shrinks. A dict takes 80 bytes with the integers in it, and twice that
-where entries come and go, as in any full cache. Pure; used by `tiers`.
+objects, no empty slots, and no stall when it grows or shrinks. A dict takes 80 bytes with its keys, and up to 140 where
+entries come and go, as in any full cache. Pure; used by `tiers`.
 """
 
 from collections.abc import Iterator
@@ -22,8 +22,8 @@ class Tree(Protocol):
     def get(self, key: EngineHash, /) -> BlockKey | None:
         """None where it is not there."""
 
-    def pop(self, key: EngineHash, default: None = None, /) -> BlockKey | None:
-        """Take it out; `default` where it was not there, KeyError without."""
+    def pop(self, key: EngineHash, default: None, /) -> BlockKey | None:
+        """Take it out; None where it was not there."""
 
     def __iter__(self) -> Iterator[EngineHash]: ...
 
