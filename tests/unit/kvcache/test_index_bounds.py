@@ -40,7 +40,7 @@ def test_a_medium_that_tells_no_removals_keeps_what_is_new(index: PrefixIndex) -
 
 
 def test_what_gives_way_where_nobody_tells_removals(index: PrefixIndex, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was stored first; naming a block again takes no room, and makes it no younger. The other mediums keep what they have."""
+    """What was stored first; naming a block again takes no room, and makes it no younger."""
     monkeypatch.setattr(tiers, "MAX_UNREMOVED", 3)
     for medium in ("gpu", "cpu"):
         for number in (1, 2, 3):
