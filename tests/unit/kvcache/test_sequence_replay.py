@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from epp.kvcache.events import Batch
-from epp.kvcache.sequence import MAX_QUEUED, Action, Apply, Clear, EventSequence, Gap, Replay, StreamState
+from epp.kvcache.sequence import MAX_ATTEMPTS, MAX_QUEUED, Action, Apply, Clear, EventSequence, Gap, Replay, StreamState
 from tests.unit.kvcache.transcripts import check_transcript
 
 WITH_REPLAY = {
@@ -286,6 +286,8 @@ class Listener:
         self.sequence = EventSequence(replay=True)
         self.applied: list[Batch] = []
         self.asked: int | None = None
+        self.holes = 0
+        """Answers in a row that left something out."""
 
     def perform(self, actions: list[Action]) -> None:
         for action in actions:
@@ -300,9 +302,14 @@ class Listener:
                     pass
 
     def answer(self, drop: set[int]) -> None:
-        """The engine answers what was asked, leaving out some batches; never the first: a socket has to be filled before it overruns."""
+        """The engine answers what was asked, leaving out some batches.
+
+        Never the first: a socket has to be filled before it overruns. Nor so often in a row that what is missing is taken for gone.
+        """
         start, self.asked = self.asked, None
         if start is not None:
+            self.holes = self.holes + 1 if drop and self.holes + 1 < MAX_ATTEMPTS else 0
+            drop = drop if self.holes else set()
             for seq, batch in list(enumerate(self.engine.history))[start:]:
                 if seq == start or seq not in drop:
                     self.perform(self.sequence.replayed(seq, batch))
