@@ -2,21 +2,26 @@
 
 Events are what engines send, msgpack and all, 8 blocks of 16 tokens each. A lookup's tokens are held by all endpoints, which is its
 dearest case but one: that a part of them is in another medium everywhere. A callback is a slice as the event source or the
-housekeeping runs it on the event loop.
+housekeeping runs it on the event loop. Memory is what a process of its own grows by, since not all of it is Python's:
+`python -m bench.index ENDPOINTS TIMES` prints bytes a block.
 """
 
+import asyncio
 import gc
 import itertools
+import os
 import random
+import sys
 import time
-import tracemalloc
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 import msgspec
 
+from bench import procfs
 from bench.records import BLOCK_ROWS, Spread, Step
+from epp import allocator
 from epp.domain import EndpointId, TokenizedRequest, TokenState
 from epp.kvcache.events import decode
 from epp.kvcache.index import PrefixIndex
@@ -26,7 +31,9 @@ BLOCK_SIZE: Final = 16
 BLOCKS_AN_EVENT: Final = 8
 BATCHES: Final = 5
 ENDPOINT_BLOCKS: Final = 100_000
-MEMORY_BLOCKS: Final = 50_000
+# Just after the tables have grown, where they are least full.
+MEMORY_BLOCKS: Final = 100_000
+CHANGES: Final = 3
 SWEEP: Final = 500
 
 _pack = msgspec.msgpack.Encoder().encode
@@ -43,19 +50,33 @@ def measure(*, quick: bool) -> list[Step]:
     return steps
 
 
-def bytes_a_block() -> dict[str, float]:
-    """Memory a block an endpoint holds: alone, and together with seven others."""
-    return dict(zip(BLOCK_ROWS, (_memory(1), _memory(8)), strict=True))
+async def bytes_a_block() -> dict[str, float]:
+    """Memory a block an endpoint holds: alone, together with seven others, and alone in a cache that has been full for long."""
+    return {row: await _in_a_process(*case) for row, case in zip(BLOCK_ROWS, ((1, 0), (8, 0), (1, CHANGES)), strict=True)}
+
+
+async def _in_a_process(endpoints: int, changes: int) -> float:
+    command = (sys.executable, "-m", "bench.index", str(endpoints), str(changes))
+    process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+    output, _ = await process.communicate()
+    return float(output)
+
+
+def _hashes(engine: int) -> Iterator[list[int]]:
+    """What an engine calls the blocks of one event after the other."""
+    names = random.Random(engine)
+    while True:
+        yield [names.getrandbits(64) for _ in range(BLOCKS_AN_EVENT)]
 
 
 def _payloads(blocks: int, seed: int, engine: int = 0) -> Iterator[bytes]:
     """Events of prompts of 64 blocks; equal seeds say equal tokens, and engines have hashes of their own."""
     rng = random.Random(seed)
-    names = random.Random(engine)
+    names = _hashes(engine)
     for start in range(0, blocks, BLOCKS_AN_EVENT):
         if start % 64 == 0:
             parent = None
-        hashes = [names.getrandbits(64) for _ in range(BLOCKS_AN_EVENT)]
+        hashes = next(names)
         event = {
             "type": "BlockStored",
             "block_hashes": hashes,
@@ -151,15 +172,39 @@ def _leaving() -> float:
     return longest
 
 
-def _memory(endpoints: int) -> float:
+def _memory(endpoints: int, changes: int) -> float:
+    """Bytes a block an endpoint holds, after each of them has made way for another so many times, in order of age."""
+    allocator.share_one_arena()
+    _index().apply(EndpointId("a"), 0, decode(next(_payloads(1, 1))))  # what is made once
+    before = _resident()
+    index = _filled(endpoints, changes)
+    grown = _resident() - before
+    held = sum(index.blocks(EndpointId(f"pod-{engine}")) for engine in range(endpoints))
+    assert held == MEMORY_BLOCKS * endpoints
+    return grown / held
+
+
+def _filled(endpoints: int, changes: int) -> PrefixIndex:
+    """Housekeeping comes by whenever a hundredth of what an endpoint holds has changed."""
     index = _index()
+    for engine in range(endpoints):
+        pod, payloads = EndpointId(f"pod-{engine}"), _payloads(MEMORY_BLOCKS * (1 + changes), 1, engine)
+        for payload in itertools.islice(payloads, MEMORY_BLOCKS // BLOCKS_AN_EVENT):
+            index.apply(pod, 0, decode(payload))
+        for number, (payload, oldest) in enumerate(zip(payloads, _hashes(engine), strict=False)):
+            removed = {"type": "BlockRemoved", "block_hashes": oldest, "medium": "GPU"}
+            index.apply(pod, 0, decode(_pack([0.0, [removed], 0])))
+            index.apply(pod, 0, decode(payload))
+            if number % (MEMORY_BLOCKS // BLOCKS_AN_EVENT // 100) == 0:
+                index.sweep(0.0)
+    return index
+
+
+def _resident() -> int:
     gc.collect()
-    tracemalloc.start()
-    try:
-        for engine in range(endpoints):
-            for payload in _payloads(MEMORY_BLOCKS, 1, engine):
-                index.apply(EndpointId(f"pod-{engine}"), 0, decode(payload))
-        gc.collect()
-        return tracemalloc.get_traced_memory()[0] / (MEMORY_BLOCKS * endpoints)
-    finally:
-        tracemalloc.stop()
+    allocator.give_back()
+    return procfs.resident_bytes(os.getpid())
+
+
+if __name__ == "__main__":
+    sys.stdout.write(str(_memory(int(sys.argv[1]), int(sys.argv[2]))))

@@ -6,19 +6,16 @@ from requests that failed is worth nothing. Used on one event loop.
 
 import asyncio
 import itertools
-import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Self, cast
 
+from bench.http1 import BodyEnd, length_of
 from epp.errors import EppError
 
 CONNECTIONS = 32
 DRAIN_TIMEOUT_S = 10.0
-
-_LENGTH = re.compile(rb"(?i)\r\ncontent-length: *(\d+)")
-_LAST_CHUNK = b"0\r\n\r\n"
 
 
 class BenchError(EppError):
@@ -92,9 +89,8 @@ class _Connection(asyncio.Protocol):
         self._turns = turns
         self._transport: asyncio.Transport | None = None
         self._head = b""
-        self._expected: int | None = None
-        self._tail = b""
-        self._in_body = False
+        self._body: BodyEnd | None = None
+        """None: the head is not whole."""
         self._sent_at = 0.0
         self.idle = asyncio.Event()
 
@@ -113,7 +109,7 @@ class _Connection(asyncio.Protocol):
             self._transport.abort()
 
     def data_received(self, data: bytes) -> None:
-        if not self._in_body:
+        if self._body is None:
             self._head += data
             end = self._head.find(b"\r\n\r\n")
             if end < 0:
@@ -121,23 +117,14 @@ class _Connection(asyncio.Protocol):
             if not self._head.startswith(b"HTTP/1.1 200"):
                 self._load.fail(f"not a 200 but: {self._head[:300].decode(errors='replace')}")
                 return
-            length = _LENGTH.search(self._head, 0, end + 2)
+            self._body = BodyEnd(length_of(self._head[:end]))
             data = self._head[end + 4 :]
-            self._head, self._in_body = b"", True
-            self._expected = int(length[1]) if length else None
-        if self._expected is None:
-            # The stand-in's answers hold no CR LF, so this is the end and nothing else.
-            self._tail = (self._tail + data[-len(_LAST_CHUNK) :])[-len(_LAST_CHUNK) :]
-            if self._tail != _LAST_CHUNK:
-                return
-        else:
-            self._expected -= len(data)
-            if self._expected > 0:
-                return
-        self._answered()
+            self._head = b""
+        if self._body.reached(data):
+            self._answered()
 
     def _answered(self) -> None:
-        self._tail, self._in_body = b"", False
+        self._body = None
         self._load.answers += 1
         now = time.perf_counter()
         self._load.latencies.append(now - self._sent_at)

@@ -14,6 +14,8 @@ from typing import cast
 
 import uvloop
 
+from bench.http1 import BodyEnd, length_of
+
 CHUNKS = "x-bench-chunks"
 
 # Slow enough that Envoy meets every chunk alone, fast enough that 32 answers at a time keep it busy.
@@ -24,8 +26,6 @@ _EVENT = b'data: {"id":"chatcmpl-1","object":"chat.completion.chunk","choices":[
 _METRICS = b"vllm:num_requests_waiting 0\nvllm:num_requests_running 1\nvllm:kv_cache_usage_perc 0.25\n"
 
 _CHUNKS = re.compile(CHUNKS.encode() + rb": (\d+)")
-_LENGTH = re.compile(rb"content-length: (\d+)")
-_LAST_CHUNK = b"\r\n0\r\n\r\n"
 
 
 def _response(body: bytes, content_type: bytes) -> bytes:
@@ -45,10 +45,8 @@ class _Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._loop = asyncio.get_running_loop()
         self._head = b""
-        self._expected: int | None = None
-        """Bytes of the body still to come; None: chunked."""
-        self._tail = b""
-        self._in_body = False
+        self._body: BodyEnd | None = None
+        """None: the head is not whole."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
@@ -57,29 +55,19 @@ class _Connection(asyncio.Protocol):
         self._transport = None
 
     def data_received(self, data: bytes) -> None:
-        if not self._in_body:
+        if self._body is None:
             self._head += data
             end = self._head.find(b"\r\n\r\n")
             if end < 0:
                 return
             self._head, data = self._head[:end], self._head[end + 4 :]
-            length = _LENGTH.search(self._head)
-            chunked = length is None and self._head.startswith(b"POST")
-            self._expected = None if chunked else int(length[1]) if length else 0
-            self._in_body = True
-        if self._expected is None:
-            # JSON texts hold no bare CR LF, so this is the end of the body and nothing else.
-            self._tail = (self._tail + data[-len(_LAST_CHUNK) :])[-len(_LAST_CHUNK) :]
-            if self._tail != _LAST_CHUNK:
-                return
-        else:
-            self._expected -= len(data)
-            if self._expected > 0:
-                return
-        self._answer()
+            length = length_of(self._head)
+            self._body = BodyEnd(0 if length is None and not self._head.startswith(b"POST") else length)
+        if self._body.reached(data):
+            self._answer()
 
     def _answer(self) -> None:
-        head, self._head, self._tail, self._in_body = self._head, b"", b"", False
+        head, self._head, self._body = self._head, b"", None
         if head.startswith(b"GET"):
             self._write(_PAGE)
         elif asked := _CHUNKS.search(head):

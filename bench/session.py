@@ -93,7 +93,7 @@ class Bench:
 
     async def _index(self) -> None:
         self.results.steps += await asyncio.to_thread(index.measure, quick=self._options.quick)
-        self.results.held |= await asyncio.to_thread(index.bytes_a_block)
+        self.results.held |= await index.bytes_a_block()
 
     async def _requests(self) -> None:
         for work in Work:

@@ -85,7 +85,8 @@ async def measure(model_folder: Path, *, quick: bool) -> list[Step]:
     chats = {name: bodies.chats(size) for name, size in bodies.SIZES.items()}
     operations: dict[str, Operation] = {}
     for name, sized in chats.items():
-        operations[f"read the body, {name}"] = _parse(sized)
+        operations[f"read the body, {name}"] = _parse(sized, whole=True)
+        operations[f"read of the body what routing needs, {name}"] = _parse(sized, whole=False)
         operations[f"exchange and codec, {name}"] = _exchange(sized[0])
     operations["a response message (FULL_DUPLEX_STREAMED)"] = _response_message()
     operations["an access-log entry"] = _access_log()
@@ -122,8 +123,8 @@ def _count(once: float, *, quick: bool) -> int:
 # --- steps that need nothing but themselves ---------------------------------------------------------------------
 
 
-def _parse(chats: Sequence[bytes]) -> Operation:
-    parse, turns = RequestParsers().parse, itertools.cycle(chats)
+def _parse(chats: Sequence[bytes], *, whole: bool) -> Operation:
+    parse, turns = RequestParsers(whole_bodies=whole).parse, itertools.cycle(chats)
     return lambda: parse(HEADERS, next(turns))
 
 
@@ -214,7 +215,7 @@ class _Cycles:
         self._numbers = itertools.count()
         self._rng = random.Random(1)
         self._open: list[Decision] = []
-        self.parse = RequestParsers(effective.parsers).parse
+        self.parse = RequestParsers(effective.parsers, whole_bodies=effective.reads_bodies).parse
 
     def decide(self, request: InferenceRequest, tokens: TokenizedRequest | None) -> Decision:
         """Choose, and end the oldest request."""
@@ -302,7 +303,7 @@ def _conversations(chats: Mapping[str, Sequence[bytes]], model_folder: Path, *, 
     given, expected = itertools.count(), itertools.count()
     index = PrefixIndex(reporter, default_block_size=BLOCK_SIZE)
     director = Director(
-        parse=RequestParsers(effective.parsers).parse,
+        parse=RequestParsers(effective.parsers, whole_bodies=effective.reads_bodies).parse,
         tokenize=None,
         snapshot=pool.snapshot,
         scheduler=config.build(effective, Collaborators(index=index), reporter).scheduler,

@@ -22,9 +22,9 @@ from pathlib import Path
 import uvloop
 from prometheus_client import CollectorRegistry
 
-from epp import BUILD, __version__, allocator, config, names, parts
+from epp import BUILD, __version__, allocator, config, parts
 from epp.config.flags import ServeOptions
-from epp.datastore import EndpointsListed, MetricsScraped, PoolState
+from epp.datastore import EndpointReached, EndpointsListed, MetricsScraped, PoolState
 from epp.domain import Endpoint, EndpointId
 from epp.errors import ConfigError
 from epp.kvcache.index import PrefixIndex
@@ -40,11 +40,11 @@ from epp.plugins.datalayer.core_metrics_extractor import CoreMetricsParams
 from epp.plugins.datalayer.metrics_data_source import MetricsSourceParams
 from epp.reporter import Reporter, Reporters
 from epp.requests.parsers import RequestParsers
-from epp.scheduling import registry
 from epp.scheduling.registry import Collaborators
 from epp.server.certificates import Certificates
 from epp.server.fast import FastServer
 from epp.server.grpc_aio import GrpcServer
+from epp.server.readiness import Readiness
 from epp.server.service import Service
 from epp.sources.file import FileDiscovery
 from epp.sources.kv_asker import PortAsker
@@ -82,31 +82,6 @@ def run(options: ServeOptions) -> int:
     return 0
 
 
-class Readiness:
-    """What the health service answers (spec/protocol.md 5.6): alive while the loop lives, ready while routing is good.
-
-    Ready: endpoints listed, tokenizer loaded or failed for good, first replays over; until a signal says to drain.
-    """
-
-    ASK_FOR_ALL = frozenset(("", "readiness", names.EXT_PROC_SERVICE))
-
-    def __init__(self) -> None:
-        self.synced = False
-        """The endpoints are listed; there may be none."""
-        self.learnt = False
-        """What routing knows beyond them is there, or does not come."""
-        self.draining = False
-
-    def serving(self, service: str) -> bool | None:
-        """As llm-d without leader election, but "liveness" survives a drain (8, D11).
-
-        Other names do not wait for what is learnt: charts make "inference-extension" their liveness probe, which would kill a slow start.
-        """
-        if service == "liveness":
-            return True
-        return self.synced and not self.draining and (self.learnt or service not in self.ASK_FOR_ALL)
-
-
 async def _serve(options: ServeOptions) -> None:
     app = App(options)
     try:
@@ -121,7 +96,7 @@ class App:
     def __init__(self, options: ServeOptions) -> None:
         """Build everything that can be built without I/O but the configuration's. Raises ConfigError."""
         self._options = options
-        self._config = config.load_file(Path(options.config_file)) if options.config_file else _from_text(options.config_text)
+        self._config = parts.configuration(options)
         self._instance = parts.instance(options)
         self._readiness = Readiness()
         self._metrics = CollectorRegistry()
@@ -150,7 +125,7 @@ class App:
         self._kv_events = self._make_kv_events()
         self._discovery = self._make_discovery()
         self._director = Director(
-            parse=RequestParsers(self._config.parsers).parse,
+            parse=RequestParsers(self._config.parsers, whole_bodies=self._config.reads_bodies).parse,
             tokenize=self._tokenization.tokenize if self._tokenization else None,
             snapshot=self._pool.snapshot,
             scheduler=self._scheduler,
@@ -281,7 +256,7 @@ class App:
         if params is None:
             return None
         return MetricsScraper(
-            self._on_metrics,
+            self._on_scraped,
             self._reporter,
             now=time.monotonic,
             settings=parts.scrape_settings(params, self._options),
@@ -345,10 +320,16 @@ class App:
             self._scheduler.endpoint_removed(endpoint_id)
             self._parity.removed(endpoint_id)
             self._reporter.endpoint_removed(endpoint_id)  # last: any later word about it would make its series anew
-        self._reporter.endpoints_changed(len(endpoints))
+        self._reporter.endpoints_changed(self._pool.reachable)
 
-    def _on_metrics(self, scraped: MetricsScraped) -> None:
+    def _on_scraped(self, scraped: MetricsScraped | EndpointReached) -> None:
+        before = self._pool.reachable
         self._pool.apply(scraped)
+        if isinstance(scraped, EndpointReached):
+            if self._pool.reachable != before:
+                told = self._reporter.endpoint_reachable if scraped.reachable else self._reporter.endpoint_unreachable
+                told(scraped.endpoint, self._pool.reachable)
+            return
         if scraped.metrics.block_size:
             self._index.set_block_size(scraped.endpoint, scraped.metrics.block_size)
         if self._kv_events:
@@ -407,7 +388,3 @@ def _ids() -> Callable[[], str]:
     """Unique strings at a tenth of a UUID's cost: one random number a process, then a count."""
     process, numbers = f"{random.SystemRandom().getrandbits(64):x}", itertools.count()
     return lambda: f"{process}-{next(numbers):x}"
-
-
-def _from_text(text: str) -> config.EffectiveConfig:
-    return config.load(text, "--config-text", registry.load())

@@ -29,7 +29,15 @@ class MetricsScraped:
     metrics: EndpointMetrics
 
 
-PoolEvent = EndpointsListed | MetricsScraped
+@dataclass(frozen=True, slots=True)
+class EndpointReached:
+    """An endpoint takes connections, or does not. Ignored where the endpoint has gone meanwhile."""
+
+    endpoint: EndpointId
+    reachable: bool
+
+
+PoolEvent = EndpointsListed | MetricsScraped | EndpointReached
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +53,7 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """The pool at one moment, in the order of the source."""
+    """The endpoints that may be chosen at one moment, in the order of the source: those that can be reached, or all where none can."""
 
     endpoints: tuple[Endpoint, ...] = ()
 
@@ -59,6 +67,7 @@ class PoolState:
     def __init__(self) -> None:
         self._endpoints: dict[EndpointId, Endpoint] = {}
         self._news: dict[EndpointId, EndpointMetrics] = {}
+        self._unreachable: set[EndpointId] = set()
         self._snapshot: Snapshot | None = Snapshot()
 
     def apply(self, event: PoolEvent) -> Change:
@@ -68,13 +77,27 @@ class PoolState:
                 self._news[event.endpoint] = event.metrics
                 self._snapshot = None
             return NO_CHANGE
+        if isinstance(event, EndpointReached):
+            if event.endpoint in self._endpoints:
+                (self._unreachable.discard if event.reachable else self._unreachable.add)(event.endpoint)
+                self._snapshot = None
+            return NO_CHANGE
         return self._replace(event.endpoints)
+
+    @property
+    def reachable(self) -> int:
+        """How many endpoints take connections, as far as is known."""
+        return len(self._endpoints) - len(self._unreachable)
 
     def snapshot(self) -> Snapshot:
         """The pool now. Free when nothing changed since the last call."""
         if self._snapshot is None:
             self._renew()
-            self._snapshot = Snapshot(tuple(self._endpoints.values()))
+            endpoints = tuple(self._endpoints.values())
+            if self._unreachable:
+                # Where none can be reached the fault may be ours: the data plane tries for itself.
+                endpoints = tuple(endpoint for endpoint in endpoints if endpoint.id not in self._unreachable) or endpoints
+            self._snapshot = Snapshot(endpoints)
         return self._snapshot
 
     def _replace(self, listed: Sequence[Endpoint]) -> Change:
@@ -83,6 +106,7 @@ class PoolState:
         new = {endpoint.id: endpoint for endpoint in listed}
         stays = {key for key, endpoint in new.items() if key in old and _same_server(old[key], endpoint)}
         self._endpoints = {key: _with_metrics(endpoint, old[key].metrics) if key in stays else endpoint for key, endpoint in new.items()}
+        self._unreachable &= stays
         self._snapshot = None
         return Change(added=tuple(key for key in new if key not in stays), removed=tuple(key for key in old if key not in stays))
 

@@ -10,12 +10,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
+from epp import config
 from epp.config.flags import ServeOptions
 from epp.errors import ConfigError
 from epp.observability.log_format import LogSettings
 from epp.plugins.datalayer.core_metrics_extractor import CoreMetricsParams
 from epp.plugins.datalayer.metrics_data_source import MetricsSourceParams
 from epp.plugins.producers.token import TokenProducerParams
+from epp.scheduling import registry
 from epp.server.certificates import TlsSettings
 from epp.sources.engine_metrics import ENGINES, EngineMetrics, parse_spec
 from epp.sources.metrics import Extraction, ScrapeSettings
@@ -25,6 +27,13 @@ from epp.tokenization.backend import Backend
 # The engine whose names the metric flags change: they are from a time when there was no other.
 FLAGGED_ENGINE: Final = "vllm"
 DEFAULT_POOL: Final = "epp"
+
+
+def configuration(options: ServeOptions) -> config.EffectiveConfig:
+    """The EndpointPickerConfig, of the file or of the flag. Raises ConfigError."""
+    if options.config_file:
+        return config.load_file(Path(options.config_file))
+    return config.load(options.config_text, "--config-text", registry.load())
 
 
 def log_settings(options: ServeOptions) -> LogSettings:

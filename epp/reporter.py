@@ -64,13 +64,19 @@ class Reporter:
 
     # --- knowledge -------------------------------------------------------------------------------------------
     def endpoints_changed(self, count: int) -> None:
-        """The pool now has this many endpoints."""
+        """The pool now has this many endpoints that can be reached, as far as is known."""
 
     def pool_load(self, endpoints: Sequence[Endpoint]) -> None:
         """The endpoints whose metrics are fresh; every few seconds."""
 
     def endpoint_removed(self, endpoint: EndpointId) -> None:
         """The endpoint has gone: forget what is kept about it, such as its series. Nothing more is reported of it after this."""
+
+    def endpoint_unreachable(self, endpoint: EndpointId, left: int) -> None:
+        """It takes no connections: it gets no requests while others, of which so many are left, do."""
+
+    def endpoint_reachable(self, endpoint: EndpointId, count: int) -> None:
+        """It takes connections again, as so many endpoints do with it."""
 
     def scrape_failed(self, endpoint: EndpointId, reason: str) -> None:
         """/metrics of an endpoint could not be read ("connect", "timeout", "status", "parse"). Every time, not only at first."""
@@ -101,10 +107,16 @@ class Reporter:
         """Hit tokens that some requests should have found at least, and how far the engine's counter went, other requests included."""
 
     def parity_lost(self, loss: ParityLoss) -> None:
-        """Most of what was seen of a model lately was not as expected: its prefixes are not found. Once, until restored."""
+        """Most of what was seen of a model lately was not as expected: its prefixes are not found.
+
+        Once, until restored; again only where what the first said is over, and something else is not.
+        """
 
     def parity_restored(self, model: str) -> None:
         """Most of it is again."""
+
+    def parity_forgotten(self, model: str) -> None:
+        """Neither lost nor restored: the engines it was lost at restarted, emptied their caches or are gone."""
 
     def prefill_ended(self, endpoint: EndpointId, model: str, seconds: float) -> None:
         """The last full block of a prompt was stored, so long after the decision. Not of prompts that were cached whole."""

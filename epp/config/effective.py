@@ -96,6 +96,11 @@ class EffectiveConfig:
         """Where token ids come from, one a model, each with exactly one backend; none: nothing needs them."""
         return tuple(plugin.params for plugin in self.plugins.values() if isinstance(plugin.params, TokenProducerParams))
 
+    @property
+    def reads_bodies(self) -> bool:
+        """Some plugin looks into the bodies of requests."""
+        return any(plugin.type.reads_bodies for plugin in self.plugins.values())
+
     def _params(self, name: str, kind: type[P]) -> P | None:
         params = self.plugins[name].params
         return params if isinstance(params, kind) else None

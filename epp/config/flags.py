@@ -25,7 +25,7 @@ class ServeOptions:
     grpc_port: int = 9002
     grpc_health_port: int = 9003
     metrics_port: int = 9090
-    transport: str = "grpc"
+    transport: str = "fast"
     grpc_max_recv_msg_size: int = 4 << 20
     max_request_body: int = 64 << 20
     drain_timeout: float = 30.0
@@ -90,7 +90,7 @@ GROUPS: Mapping[str, Sequence[Flag]] = {
         Flag("grpc-port", values.port, "port of ext_proc, access log and health (default 9002)"),
         Flag("grpc-health-port", values.port, "port of the health service, always in plaintext (default 9003)"),
         Flag("metrics-port", values.port, "port of /metrics (default 9090)"),
-        Flag("transport", values.choice("fast", "grpc"), "fast: libnghttp2 in this process; grpc: grpc.aio (default grpc)"),
+        Flag("transport", values.choice("fast", "grpc"), "fast: libnghttp2 in this process; grpc: grpc.aio (default fast)"),
         Flag("grpc-max-recv-msg-size", values.size, "largest gRPC message accepted (default 4MiB)"),
         Flag("max-request-body", values.size, "largest request body; larger ones get 413 (default 64MiB)"),
         Flag("drain-timeout", values.wait, "how long to serve on, not ready, after SIGTERM (default 30s)"),

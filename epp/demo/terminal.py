@@ -13,10 +13,15 @@ SHOWN_FAILURES = 5
 
 _BAR = 40
 
+_KNEW = (
+    "Foreseen: of so many requests epp said beforehand, to the token, what its pod would find in its cache.\n"
+    "Stored as expected: for so many the pod's KV events then showed the very blocks epp had computed from the prompt.\n"
+)
+
 
 def render(figures: Mapping[Mode, Figures], samples: Sequence[Sample]) -> str:
     """Everything, ending with a newline."""
-    parts = [table(figures), bars(figures)]
+    parts = [table(figures), *([_KNEW] if Mode.PRECISE in figures else []), bars(figures)]
     if samples:
         parts.append("Some requests of the precise mode (blocks of the prompt each pod holds, and its score):\n")
         parts.extend(sample_text(sample) for sample in samples)

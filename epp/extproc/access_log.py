@@ -6,18 +6,25 @@ listen to one Envoy, each gets every entry and leaves those of the others alone;
 Entries written before the end of a request are skipped. Pure functions, called on the event loop once per batch.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeVar
 
 from google.protobuf.duration_pb2 import Duration
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 
-from epp import names
+from epp import BUILD, names
 from epp._proto import access_log_pb2 as pb
 from epp._proto import core_pb2
-from epp.domain import DecisionId, EndCause, RequestEnd
+from epp.domain import DecisionId, RequestEnd
 from epp.errors import ProtocolError
-from epp.extproc import origin
+from epp.extproc import end_causes, log_wire, origin
+
+_M = TypeVar("_M", bound=Message)
+
+_AT_THE_END: Final = frozenset((pb.NOT_SET, pb.DOWNSTREAM_END))
+# Where it is faster than the library.
+_BY_HAND: Final = BUILD == "compiled"
 
 
 @dataclass(slots=True)
@@ -30,42 +37,6 @@ class AccessLogBatch:
     """Ended requests that another picker routed."""
 
 
-# Field of ResponseFlags to the short form that Envoy's %RESPONSE_FLAGS% and its documentation use.
-FLAGS: Final = {
-    "failed_local_healthcheck": "LH",
-    "no_healthy_upstream": "UH",
-    "upstream_request_timeout": "UT",
-    "local_reset": "LR",
-    "upstream_remote_reset": "UR",
-    "upstream_connection_failure": "UF",
-    "upstream_connection_termination": "UC",
-    "upstream_overflow": "UO",
-    "no_route_found": "NR",
-    "delay_injected": "DI",
-    "fault_injected": "FI",
-    "rate_limited": "RL",
-    "rate_limit_service_error": "RLSE",
-    "downstream_connection_termination": "DC",
-    "upstream_retry_limit_exceeded": "URX",
-    "stream_idle_timeout": "SI",
-    "invalid_envoy_request_headers": "IH",
-    "downstream_protocol_error": "DPE",
-    "upstream_max_stream_duration_reached": "UMSDR",
-    "response_from_cache_filter": "RFCF",
-    "no_filter_config_found": "NFCF",
-    "duration_timeout": "DT",
-    "upstream_protocol_error": "UPE",
-    "no_cluster_found": "NC",
-    "overload_manager": "OM",
-    "dns_resolution_failure": "DF",
-    "downstream_remote_reset": "DR",
-}
-# The client's side ended it: connection closed, stream reset, broken HTTP.
-CLIENT_FLAGS: Final = frozenset(("DC", "DR", "DPE"))
-# The model server, or the way to it, failed. An idle timeout counts here: it takes a server that is silent for minutes.
-UPSTREAM_FLAGS: Final = frozenset(("LH", "UH", "UT", "LR", "UR", "UF", "UC", "UO", "URX", "SI", "UMSDR", "UPE", "NR", "NC", "DF"))
-
-
 def new_id(instance: str, unique: str) -> DecisionId:
     """The id of a decision that the picker `instance` makes."""
     return DecisionId(f"{instance}{_SEPARATOR}{unique}")
@@ -76,54 +47,46 @@ _SEPARATOR: Final = "/"
 
 def decode(data: bytes, instance: str) -> AccessLogBatch:
     """The ends in one message, for the picker `instance`. Raises ProtocolError where it is none."""
-    message = pb.StreamAccessLogsMessage()
-    try:
-        message.ParseFromString(data)
-    except DecodeError as error:
-        raise ProtocolError(f"not a StreamAccessLogsMessage: {error}") from None
     batch = AccessLogBatch([], 0)
-    for entry in message.http_logs.log_entry:
-        common = entry.common_properties
-        if common.access_log_type not in _AT_THE_END:
+    for end in _ends(data):
+        if end is None:
             continue
-        decision_id = _decision_id(common.metadata)
-        if not decision_id:
-            end = _request_end(entry, DecisionId(""))
-            end.origin = _origin(common)
+        if not end.decision_id or end.decision_id.rpartition(_SEPARATOR)[0] == instance:
             batch.ends.append(end)
-        elif decision_id.rpartition(_SEPARATOR)[0] == instance:
-            batch.ends.append(_request_end(entry, decision_id))
         else:
             batch.others += 1
     return batch
 
 
-_AT_THE_END: Final = frozenset((pb.NOT_SET, pb.DOWNSTREAM_END))
+def _ends(data: bytes) -> Sequence[RequestEnd | None]:
+    """What each entry tells."""
+    entries = log_wire.entries(data) if _BY_HAND else None
+    if entries is not None:
+        return [log_wire.request_end(entry) or read(_parsed(pb.HTTPAccessLogEntry(), entry)) for entry in entries]
+    message = _parsed(pb.StreamAccessLogsMessage(), data)
+    return [read(entry) for entry in message.http_logs.log_entry]
 
 
-def _decision_id(metadata: core_pb2.Metadata) -> DecisionId | None:
-    namespaces = metadata.filter_metadata
-    # Looking a missing key up with [] would add it.
-    if names.EPP_NAMESPACE not in namespaces:
-        return None
-    fields = namespaces[names.EPP_NAMESPACE].fields
-    return DecisionId(fields[names.DECISION_ID].string_value) if names.DECISION_ID in fields else None
+def _parsed(message: _M, data: bytes) -> _M:
+    try:
+        message.ParseFromString(data)
+    except DecodeError as error:
+        raise ProtocolError(f"not a {type(message).__name__}: {error}") from None
+    return message
 
 
-def _origin(common: pb.AccessLogCommon) -> str | None:
-    client = _host_port(common.downstream_remote_address.socket_address)
-    return origin.of(common.start_time.seconds, common.start_time.nanos, client) if client else None
-
-
-def _request_end(entry: pb.HTTPAccessLogEntry, decision_id: DecisionId) -> RequestEnd:
-    """Byte counts are those of the HTTP bodies; a status is None where nothing was answered."""
+def read(entry: pb.HTTPAccessLogEntry) -> RequestEnd | None:
+    """What any entry tells: byte counts are those of the HTTP bodies, a status is None where nothing was answered. None: no end."""
     common, response = entry.common_properties, entry.response
-    flags = tuple(FLAGS[field.name] for field, _ in common.response_flags.ListFields())
+    if common.access_log_type not in _AT_THE_END:
+        return None
+    decision_id = _decision_id(common.metadata)
+    flags = end_causes.short_flags(common.response_flags)
     return RequestEnd(
         decision_id,
-        _cause(flags, response.response_code_details),
+        end_causes.cause(flags, response.response_code_details),
         status=response.response_code.value or None,
-        served=_host_port(common.upstream_remote_address.socket_address),
+        served=end_causes.host_port(common.upstream_remote_address.socket_address),
         duration_s=_seconds(common.duration) if common.HasField("duration") else None,
         first_upstream_byte_s=(
             _seconds(common.time_to_first_upstream_rx_byte) if common.HasField("time_to_first_upstream_rx_byte") else None
@@ -132,27 +95,23 @@ def _request_end(entry: pb.HTTPAccessLogEntry, decision_id: DecisionId) -> Reque
         response_flags=flags,
         bytes_received=entry.request.request_body_bytes,
         bytes_sent=response.response_body_bytes,
+        origin=None if decision_id else _origin(common),
     )
 
 
-def _cause(flags: tuple[str, ...], details: str) -> EndCause:
-    """Why the answer ended, from Envoy's flags, or from its details where it set none.
-
-    The client's leaving outranks an upstream failure: then nobody waited for the answer any more.
-    """
-    if not CLIENT_FLAGS.isdisjoint(flags) or details.startswith("downstream_"):
-        return EndCause.CLIENT_GONE
-    if not UPSTREAM_FLAGS.isdisjoint(flags) or details.startswith("upstream_reset"):
-        return EndCause.UPSTREAM_FAILED
-    return EndCause.FINISHED
+def _decision_id(metadata: core_pb2.Metadata) -> DecisionId:
+    """ "": it names none."""
+    namespaces = metadata.filter_metadata
+    # Looking a missing key up with [] would add it.
+    if names.EPP_NAMESPACE not in namespaces:
+        return DecisionId("")
+    fields = namespaces[names.EPP_NAMESPACE].fields
+    return DecisionId(fields[names.DECISION_ID].string_value if names.DECISION_ID in fields else "")
 
 
-def _host_port(address: core_pb2.SocketAddress) -> str | None:
-    """ "ip:port", IPv6 in brackets as in a destination; None where there is none, such as an upstream that was not reached."""
-    host = address.address
-    if not host:
-        return None
-    return f"[{host}]:{address.port_value}" if ":" in host else f"{host}:{address.port_value}"
+def _origin(common: pb.AccessLogCommon) -> str | None:
+    client = end_causes.host_port(common.downstream_remote_address.socket_address)
+    return origin.of(common.start_time.seconds, common.start_time.nanos, client) if client else None
 
 
 def _seconds(duration: Duration) -> float:

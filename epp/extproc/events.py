@@ -1,6 +1,7 @@
 """The words of an ext_proc conversation: what Envoy tells (events) and what is to be done about it (actions).
 
-Plain records built once or a few times per request, hence slots and not frozen; nobody changes one after it was made.
+Plain records built once or a few times per request, hence slots and not frozen; nobody changes one after it was made. Those that
+every request needs have an `__init__` of their own: the one that dataclasses make is slow to call from C (setup.py).
 They know nothing of protobuf: `codec` turns messages into events and replies into messages. Names follow the direction
 of the HTTP traffic: "request" flows to the model server, "response" to the client.
 """
@@ -28,7 +29,7 @@ class BodyMode(IntEnum):
 # --- events: from the data plane -----------------------------------------------------------------------------
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, init=False)
 class RequestHeaders:
     """The first message of every stream. `subset` is None where the data plane does not restrict the candidates."""
 
@@ -36,24 +37,50 @@ class RequestHeaders:
     """Names in lower case; of repeated ones the last wins."""
     end_of_stream: bool
     """Neither body nor trailers follow."""
-    subset: tuple[str, ...] | None = None
-    request_body_mode: BodyMode | None = None
+    subset: tuple[str, ...] | None
+    request_body_mode: BodyMode | None
     """What the filter is configured to; None: the data plane does not tell."""
-    response_body_mode: BodyMode | None = None
-    attributes: bytes | None = None
+    response_body_mode: BodyMode | None
+    attributes: bytes | None
     """Names the request as only the data plane can (`origin.from_attributes`); seldom needed, hence unread.
 
     None: the filter is not configured to send them (request_attributes)."""
 
+    def __init__(
+        self,
+        headers: dict[str, str],
+        end_of_stream: bool,
+        subset: tuple[str, ...] | None = None,
+        request_body_mode: BodyMode | None = None,
+        response_body_mode: BodyMode | None = None,
+        attributes: bytes | None = None,
+    ) -> None:
+        self.headers = headers
+        self.end_of_stream = end_of_stream
+        self.subset = subset
+        self.request_body_mode = request_body_mode
+        self.response_body_mode = response_body_mode
+        self.attributes = attributes
 
-@dataclass(slots=True)
+
+@dataclass(slots=True, init=False)
 class RequestBody:
     """One chunk. Chunk borders mean nothing."""
 
     data: bytes
     end_of_stream: bool
-    subset: tuple[str, ...] | None = None
+    subset: tuple[str, ...] | None
     """Metadata travels on every message; some gateways add the hint after the headers went out."""
+
+    def __init__(
+        self,
+        data: bytes,
+        end_of_stream: bool,
+        subset: tuple[str, ...] | None = None,
+    ) -> None:
+        self.data = data
+        self.end_of_stream = end_of_stream
+        self.subset = subset
 
 
 @dataclass(slots=True)
@@ -75,12 +102,20 @@ class ResponseHeaders:
     """As in RequestHeaders, where this is the first message of a stream: the request went past the filter."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, init=False)
 class ResponseBody:
     """One chunk of the answer."""
 
     data: bytes
     end_of_stream: bool
+
+    def __init__(
+        self,
+        data: bytes,
+        end_of_stream: bool,
+    ) -> None:
+        self.data = data
+        self.end_of_stream = end_of_stream
 
 
 @dataclass(slots=True)
@@ -107,32 +142,54 @@ class AnswerListener(Protocol):
         """One chunk as the data plane sent it. Chunk borders mean nothing."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, init=False)
 class Route:
     """Where a request goes, and what is changed on its way."""
 
     destination: str
     """Comma list of "ip:port", best first."""
     decision_id: DecisionId
-    body: bytes | None = None
+    body: bytes | None
     """None: forward the body as it came."""
-    set_headers: tuple[tuple[str, str], ...] = ()
+    set_headers: tuple[tuple[str, str], ...]
     """Request headers to set, in order."""
-    scores: Mapping[str, float] | None = None
+    scores: Mapping[str, float] | None
     """ "ip:port" of every scored candidate to its total, where it is to be told (--emit-endpoint-scores)."""
-    model_names: tuple[str, str] | None = None
+    model_names: tuple[str, str] | None
     """(the name the model server was asked for, the name the client used): turned back in the answer. None: the same."""
-    listener: AnswerListener | None = None
-    stream: bool | None = None
+    listener: AnswerListener | None
+    stream: bool | None
     """Whether the client asked for a stream of events; None: the request does not tell."""
-    skip_response: bool = False
+    skip_response: bool
     """Nothing in the answer is of interest: the exchange is over once the request is on its way."""
+
+    def __init__(
+        self,
+        destination: str,
+        decision_id: DecisionId,
+        body: bytes | None = None,
+        set_headers: tuple[tuple[str, str], ...] = (),
+        scores: Mapping[str, float] | None = None,
+        model_names: tuple[str, str] | None = None,
+        listener: AnswerListener | None = None,
+        stream: bool | None = None,
+        skip_response: bool = False,
+    ) -> None:
+        self.destination = destination
+        self.decision_id = decision_id
+        self.body = body
+        self.set_headers = set_headers
+        self.scores = scores
+        self.model_names = model_names
+        self.listener = listener
+        self.stream = stream
+        self.skip_response = skip_response
 
 
 # --- actions: for the shell to perform, in order -------------------------------------------------------------
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, init=False)
 class Pick:
     """Ask the director; give its Route to `Exchange.resolve`, or its RequestError to `Exchange.reject`."""
 
@@ -140,12 +197,26 @@ class Pick:
     subset: tuple[str, ...] | None
     body: bytes | None
     """None: a request without a body, or one that is routed before its body is seen."""
-    body_follows: bool = False
+    body_follows: bool
     """The latter."""
-    attributes: bytes | None = None
+    attributes: bytes | None
+
+    def __init__(
+        self,
+        headers: Mapping[str, str],
+        subset: tuple[str, ...] | None,
+        body: bytes | None,
+        body_follows: bool = False,
+        attributes: bytes | None = None,
+    ) -> None:
+        self.headers = headers
+        self.subset = subset
+        self.body = body
+        self.body_follows = body_follows
+        self.attributes = attributes
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, init=False)
 class ReplyRequestHeaders:
     """Let the headers go on, to the route's destination."""
 
@@ -153,18 +224,34 @@ class ReplyRequestHeaders:
     content_length: int
     """Bytes of the body that goes on; 0: there is none or it is not known, and no Content-Length is set."""
 
+    def __init__(
+        self,
+        route: Route,
+        content_length: int,
+    ) -> None:
+        self.route = route
+        self.content_length = content_length
+
 
 @dataclass(slots=True)
 class ContinueRequestHeaders:
     """Let the headers wait for their body, which the data plane buffers: ReplyBufferedRequest routes them."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, init=False)
 class ReplyRequestBody:
     """Let this chunk go on (FULL_DUPLEX_STREAMED). A view into the whole body, so that sending does not copy it once more."""
 
     data: bytes | memoryview
     end_of_stream: bool
+
+    def __init__(
+        self,
+        data: bytes | memoryview,
+        end_of_stream: bool,
+    ) -> None:
+        self.data = data
+        self.end_of_stream = end_of_stream
 
 
 @dataclass(slots=True)
@@ -189,12 +276,20 @@ class ReplyResponseHeaders:
     """Let the answer begin."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, init=False)
 class ReplyResponseBody:
     """Let this chunk of the answer go on (FULL_DUPLEX_STREAMED)."""
 
     data: bytes | memoryview
     end_of_stream: bool
+
+    def __init__(
+        self,
+        data: bytes | memoryview,
+        end_of_stream: bool,
+    ) -> None:
+        self.data = data
+        self.end_of_stream = end_of_stream
 
 
 @dataclass(slots=True)

@@ -41,7 +41,7 @@ def decode(data: bytes) -> Event | None:
     """The event of a ProcessingRequest with headers or a body of a request, or a body of a response; None: ask the library."""
     try:
         kind = data[0]
-        at, stop = _extent(data, 1)
+        at, stop = extent(data, 1)
         if kind == _RESPONSE_BODY:
             return ResponseBody(*_body(data, at, stop)) if _is_complete(data, stop) else None
         attributes: bytes | None = None
@@ -49,7 +49,7 @@ def decode(data: bytes) -> Event | None:
         rest = stop
         while rest < len(data):
             tag = data[rest]
-            begin, rest = _extent(data, rest + 1)
+            begin, rest = extent(data, rest + 1)
             if tag == _ATTRIBUTES and attributes is None:
                 attributes = data[begin:rest]
             elif tag == _MODES and modes == _NO_MODES:
@@ -65,7 +65,7 @@ def decode(data: bytes) -> Event | None:
         return None
 
 
-def _extent(data: bytes, at: int) -> tuple[int, int]:
+def extent(data: bytes, at: int) -> tuple[int, int]:
     """Where the bytes of a field begin and end whose length stands at `at`."""
     size = data[at]
     at += 1
@@ -85,7 +85,7 @@ def _is_complete(data: bytes, at: int) -> bool:
     while at < len(data):
         if data[at] != _METADATA:
             return False
-        _, at = _extent(data, at + 1)
+        _, at = extent(data, at + 1)
     return at == len(data)
 
 
@@ -93,7 +93,7 @@ def _body(data: bytes, at: int, stop: int) -> tuple[bytes, bool]:
     """HttpBody: body = 1, end_of_stream = 2. Raises ValueError for another shape."""
     content = b""
     if at < stop and data[at] == 0x0A:
-        begin, at = _extent(data, at + 1)
+        begin, at = extent(data, at + 1)
         content = data[begin:at]
     if at == stop:
         return content, False
@@ -106,7 +106,7 @@ def _headers(data: bytes, at: int, stop: int, modes: tuple[BodyMode | None, Body
     """HttpHeaders: headers = 1, end_of_stream = 3. Raises ValueError for another shape."""
     if data[at] != 0x0A:
         raise ValueError
-    at, end = _extent(data, at + 1)
+    at, end = extent(data, at + 1)
     if end != stop and data[end:stop] != b"\x18\x01":
         raise ValueError
     headers: dict[str, str] = {}
@@ -118,7 +118,7 @@ def _headers(data: bytes, at: int, stop: int, modes: tuple[BodyMode | None, Body
             at += 2
             begin, at = at, at + size
         else:
-            begin, at = _extent(data, at + 1)
+            begin, at = extent(data, at + 1)
         entry = data[begin:at]
         pair = _header(entry) if len(entry) <= _CACHED_HEADER_BYTES else _header.__wrapped__(entry)
         headers[pair[0]] = pair[1]
@@ -130,13 +130,13 @@ def _headers(data: bytes, at: int, stop: int, modes: tuple[BodyMode | None, Body
 @lru_cache(_CACHED_HEADERS)
 def _header(entry: bytes) -> tuple[str, str]:
     """HeaderValue: key = 1, raw_value = 3. Raises ValueError for another shape."""
-    begin, at = _extent(entry, 1)
+    begin, at = extent(entry, 1)
     if entry[0] != 0x0A or at > len(entry):
         raise ValueError
     key = entry[begin:at].decode().lower()
     if at == len(entry):
         return key, ""
-    begin, stop = _extent(entry, at + 1)
+    begin, stop = extent(entry, at + 1)
     if entry[at] != 0x1A or stop != len(entry):
         raise ValueError
     return key, entry[begin:stop].decode("utf-8", "replace")

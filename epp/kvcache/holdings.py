@@ -77,11 +77,11 @@ class Holdings:
         return Placed(parent, keys) if event.medium == GPU and self.counted[:1] == (group,) else None
 
     def remove(self, event: BlockRemoved) -> Sequence[BlockKey]:
-        """One physical copy less of each; those of which the GPU held no other, in the group that stands for the stream."""
+        """One physical copy less of each; those that the GPU holds no longer, in the group that stands for the stream."""
         group = self._addressed(event.group)
         tier = group.tiers.get(event.medium) if group is not None else None
         if group is not None and tier is not None:
-            tier.tells_removals = True
+            tier.unremoved = None
             gone = group.remove(tier, event.hashes)
             if event.medium == GPU and self.counted[:1] == (group,):
                 return gone
@@ -108,7 +108,7 @@ class Holdings:
 
     def gpu_blocks(self) -> int:
         """Those in GPU memory, which all groups share."""
-        return sum(len(group.tiers[GPU].keys) for group in self._groups.values() if group)
+        return sum(group.tiers[GPU].blocks for group in self._groups.values() if group)
 
     # --- groups ----------------------------------------------------------------------------------------------
     def _group_of(self, event: BlockStored) -> Group | Problem | None:

@@ -20,7 +20,7 @@ from epp.domain import BlockKey, EngineHash, MediaSpan, TokenIds
 TOKEN_BYTES = array("I").itemsize
 _ENGINE_HASH_BYTES = 8
 _MASK = (1 << 64) - 1
-# Of 64 bits these are kept: CPython's integers take 16 bytes more beyond, twice for each block of each endpoint.
+# Of 64 bits these are kept: CPython's integers take 16 bytes more beyond, and those of `tree` have a sign.
 _SHORT = (1 << 60) - 1
 
 Extras = tuple[tuple[object, ...], ...]

@@ -4,7 +4,7 @@ Wrong tokens break nothing one could see: requests are answered, only never wher
 witness, in up to four ways: what its endpoint's events say it stored, how many prompt tokens its answer states, how many of them
 that found cached, and what the engine's counters say of the latter where answers do not come by. Where most of the
 recent witnesses of a model speak against us, at one endpoint or at all of them, one alarm names endpoints and the likely cause; it ends when
-most are right again there. docs/parity.md is for those who read it.
+most are right again there, or when what spoke against us is about engines that are not there any more. docs/parity.md is for those who read it.
 
 Pure; told by the index's predictions and, of metrics, by the composition root, on the event loop.
 """
@@ -101,9 +101,9 @@ class _Window:
         self.findings.append(finding)
         self.wrong += finding.cause is not None
 
-    def clear(self) -> None:
-        self.findings.clear()
-        self.wrong = 0
+    def forget(self, endpoint: EndpointId) -> None:
+        self.findings = deque(finding for finding in self.findings if finding.endpoint != endpoint)
+        self.wrong = sum(finding.cause is not None for finding in self.findings)
 
     @property
     def share(self) -> float:
@@ -127,8 +127,10 @@ class _Model:
     endpoints: dict[EndpointId, dict[_Kind, _Window]] = field(default_factory=dict)
     fitted: set[EndpointId] = field(default_factory=set)
     """Where things fitted until the engine began anew."""
-    lost: set[_Window] = field(default_factory=set)
+    lost: dict[_Window, None] = field(default_factory=dict)
     """What the alarm is for; empty: there is none."""
+    told: _Window | None = None
+    """The one of them that the alarm names."""
 
 
 class ParityMonitor:
@@ -142,6 +144,8 @@ class ParityMonitor:
         self._counters = CountedHits()
         self._unusable: dict[EndpointId, str] = {}
         """Why the latest event that could not be used could not."""
+        self._stale_told: dict[EndpointId, bool] = {}
+        """Endpoints called stale of which nothing was found since; whether they were forgotten since."""
 
     # --- witnesses -----------------------------------------------------------------------------------------------
     def settled(self, settled: Settled) -> None:
@@ -184,23 +188,35 @@ class ParityMonitor:
         self._unusable[endpoint] = reason
 
     def forgotten(self, endpoint: EndpointId) -> None:
-        """The endpoint restarted, cleared its cache or is gone: what was found does not count against what it is now."""
+        """The endpoint restarted, cleared its cache or is gone: what was found does not count against what it is now.
+
+        So an alarm that rested on it ends, or names what is left. Not where it was forgotten because of the alarm: nothing is mended by that.
+        """
         self._counters.forget(endpoint)
         self._unusable.pop(endpoint, None)
-        for model in self._models.values():
-            windows = model.endpoints.get(endpoint, {})
+        by_ourselves = endpoint in self._stale_told
+        if by_ourselves:
+            self._stale_told[endpoint] = True
+        # A copy: what is told of here may make the index forget more, and settle predictions for models not seen yet.
+        for name, model in tuple(self._models.items()):
+            windows = model.endpoints.get(endpoint)
+            if not windows:
+                continue
             if any(window.fits for window in windows.values() if window.kind in (_BLOCKS, _COUNTS)):
                 model.fitted.add(endpoint)
-            for window in windows.values():
-                window.clear()
+            concerned = (*windows.values(), *model.windows.values())
+            for window in concerned:
+                window.forget(endpoint)
+            if not by_ourselves:
+                self._mended(name, model, concerned, seen=False)
 
     def removed(self, endpoint: EndpointId) -> None:
         """The endpoint is gone for good."""
+        self._stale_told.pop(endpoint, None)
         self.forgotten(endpoint)
-        for name, model in self._models.items():
+        for model in self._models.values():
             model.fitted.discard(endpoint)
-            for window in model.endpoints.pop(endpoint, {}).values():
-                self._mended(name, model, window)
+            model.endpoints.pop(endpoint, None)
 
     def _why_silent(self, endpoint: EndpointId) -> Cause:
         reason = self._unusable.get(endpoint)
@@ -217,25 +233,46 @@ class ParityMonitor:
             if len(self._models) >= MAX_MODELS:
                 return
             model = self._models[name] = _Model()
+        if self._stale_told.get(finding.endpoint):
+            del self._stale_told[finding.endpoint]
         windows = model.endpoints.get(finding.endpoint)
         if windows is None and len(model.endpoints) < MAX_ENDPOINTS:
             windows = model.endpoints[finding.endpoint] = {}
+        concerned = []
         for these in (windows, None if only_endpoint else model.windows):
             if these is not None:
                 window = these.get(kind)
                 if window is None:
                     window = these[kind] = _Window(kind)
                 window.add(finding)
-                if finding.cause is None:
-                    self._mended(name, model, window)
-                elif window.is_lost:
-                    self._lost(name, model, window)
-
-    def _lost(self, name: str, model: _Model, window: _Window) -> None:
-        told = bool(model.lost)
-        model.lost.add(window)
-        if told:
+                concerned.append(window)
+        if finding.cause is None:
+            self._mended(name, model, concerned, seen=True)
             return
+        for window in concerned:
+            if window.is_lost:
+                model.lost[window] = None
+                if model.told is None:
+                    self._tell(name, model, window)
+
+    def _mended(self, name: str, model: _Model, windows: Iterable[_Window], *, seen: bool) -> None:
+        """These may be right again: the alarm ends, or says what it is for now. `seen`: by findings, not for want of them."""
+        for window in windows:
+            if window.share < RESTORED_SHARE:
+                model.lost.pop(window, None)
+        if model.told is None or model.told in model.lost:
+            return
+        if not model.lost:
+            model.told = None
+            (self._reporter.parity_restored if seen else self._reporter.parity_forgotten)(name)
+            return
+        # All endpoints together say more than one of them; what was forgotten because of the alarm has nothing to say yet.
+        telling = [window for window in (*model.windows.values(), *model.lost) if window in model.lost and window.wrong]
+        if telling:
+            self._tell(name, model, telling[0])
+
+    def _tell(self, name: str, model: _Model, window: _Window) -> None:
+        model.told = window
         wrong = [finding for finding in window.findings if finding.cause is not None]
         endpoints = tuple(dict.fromkeys(finding.endpoint for finding in wrong))
         cause, detail = self._cause(model, window.kind, wrong)
@@ -245,13 +282,8 @@ class ParityMonitor:
         )
         if cause is Cause.INDEX and window.kind is not _SILENCE:
             for endpoint in endpoints:
+                self._stale_told[endpoint] = False
                 self._stale(endpoint)
-
-    def _mended(self, name: str, model: _Model, window: _Window) -> None:
-        if window in model.lost and window.share < RESTORED_SHARE:
-            model.lost.discard(window)
-            if not model.lost:
-                self._reporter.parity_restored(name)
 
     def _cause(self, model: _Model, kind: _Kind, wrong: list[_Finding]) -> tuple[Cause, str]:
         """The most frequent one, and the same for a human with the place it is seen at; a precise one before a vague one."""

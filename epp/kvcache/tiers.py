@@ -4,7 +4,8 @@
 integer, so one pass over a request's keys finds the longest prefix of all endpoints at once. A `Group` is one cache group of
 one (endpoint, rank); its `Tier` in each medium maps engine hashes to block keys, by which removals find their way, and counts
 copies only where an engine holds more than one (spec/kv.md 1.13). Forgetting a group is O(1): its bit is asked for by nobody
-from then on, and `Shelves.sweep` frees what it held, in slices, so no removal stalls the event loop.
+from then on, and `Shelves.sweep` frees what it held, in slices, so no removal stalls the event loop. Then it tightens the
+tables, a few shards at a time.
 
 Memory is bounded by what engines hold and by MAX_BLOCKS a tier; what a medium that never tells of removals held longest ago is
 forgotten for what is new, from MAX_UNREMOVED blocks on. Pure; used by `holdings` and `index`.
@@ -19,6 +20,7 @@ from typing import Final
 from epp.domain import CPU, GPU, STORAGE, BlockKey, EngineHash
 from epp.kvcache.orphans import Orphans
 from epp.kvcache.table import Table
+from epp.kvcache.tree import Tree, new_tree
 
 # From best to worst; what an engine says of other mediums is passed over, unless configuration names them.
 MEDIUMS: Final = (GPU, CPU, STORAGE)
@@ -32,9 +34,10 @@ FEW_BLOCKS: Final = 64
 # Blocks gone from every medium whose keys are still known: an offloader may name one that has just left the GPU.
 MAX_LATELY: Final = 4096
 
-# So that growing one shard takes a millisecond at most: with 10 million blocks in the fleet, and 500,000 of one engine.
-HOLDER_SHARDS: Final = 1024
-TIER_SHARDS: Final = 32
+# So that growing one shard takes a millisecond at most, with 10 million blocks in the fleet.
+HOLDER_PLACES: Final = 4096
+# Shards that are looked at in a sweep: all of them every 6 seconds.
+TIGHTENED: Final = 128
 
 
 @dataclass(slots=True, eq=False)
@@ -45,8 +48,11 @@ class Tier:
     """The medium's table."""
     bit: int
     """The group's: the same object in every entry that only this group has."""
-    tells_removals: bool
-    keys: Table[EngineHash, BlockKey] = field(default_factory=lambda: Table(TIER_SHARDS))
+    unremoved: deque[EngineHash] | None
+    """All blocks, the oldest first, as long as the engine never says what it drops; None once it does."""
+    keys: Tree = field(default_factory=new_tree)
+    blocks: int = 0
+    """How many `keys` there are."""
     copies: dict[EngineHash, int] = field(default_factory=dict)
     """Physical copies, where more than one."""
     aliases: dict[BlockKey, int] = field(default_factory=dict)
@@ -54,28 +60,25 @@ class Tier:
     orphans: Orphans = field(default_factory=lambda: Orphans(MAX_ORPHANS))
 
     def has_room(self, blocks: Sequence[EngineHash]) -> bool:
-        """Whether these fit, to within one event; the oldest give way where the engine never says what it drops."""
-        shards, mask = self.keys.shards, self.keys.mask
-        if self.tells_removals:  # one shard speaks for all
-            return not blocks or len(shards[blocks[0] & mask]) < MAX_BLOCKS // TIER_SHARDS
-        for block in blocks:
-            shard = shards[block & mask]
-            while len(shard) >= MAX_UNREMOVED // TIER_SHARDS and block not in shard:
-                oldest = next(iter(shard))
-                self.copies.pop(oldest, None)
-                self.release(shard.pop(oldest))
+        """Whether these fit; the oldest give way where the engine never says what it drops."""
+        if self.unremoved is None:
+            return self.blocks + len(blocks) <= MAX_BLOCKS
+        room = MAX_UNREMOVED - sum(self.keys.get(block) is None for block in blocks)
+        while self.unremoved and len(self.unremoved) > room:
+            self._drop(self.unremoved.popleft())
         return True
 
     def add(self, blocks: Iterable[EngineHash], keys: Iterable[BlockKey]) -> None:
         """One physical copy more of each."""
-        bit, shards, mask = self.bit, self.keys.shards, self.keys.mask
+        bit, insert, unremoved = self.bit, self.keys.insert, self.unremoved
         holder_shards, holder_mask = self.holders.shards, self.holders.mask
         for block, key in zip(blocks, keys, strict=True):
-            own = shards[block & mask]
-            if block in own:
+            if not insert(block, key):
                 self.copies[block] = self.copies.get(block, 1) + 1
                 continue
-            own[block] = key
+            self.blocks += 1
+            if unremoved is not None:
+                unremoved.append(block)
             holders = holder_shards[key & holder_mask]
             held = holders.get(key)
             if held is None:
@@ -85,32 +88,46 @@ class Tier:
             else:
                 holders[key] = held | bit
 
-    def remove(self, block: EngineHash) -> BlockKey | None:
-        """One physical copy less; the key of a block whose last copy this was. Blocks never indexed are none of ours."""
+    def take(self, block: EngineHash) -> BlockKey | None:
+        """One physical copy less; if it was the last, what the hash meant, to be released. Blocks never indexed are none of ours."""
         copies = self.copies.pop(block, 1)
         if copies > 1:
             if copies > 2:
                 self.copies[block] = copies - 1
             return None
-        key = self.keys.pop(block)
+        key = self.keys.pop(block, None)
         if key is None:
             self.orphans.removed(block)
         else:
-            self.release(key)
+            self.blocks -= 1
         return key
 
-    def release(self, key: BlockKey) -> None:
-        """One engine hash less means this block."""
+    def release(self, key: BlockKey) -> bool:
+        """One engine hash less means this block; whether it was the last, and the tier holds the block no longer."""
         aliases = self.aliases.pop(key, 1)
         if aliases > 1:
             if aliases > 2:
                 self.aliases[key] = aliases - 1
-            return
+            return False
         held = self.holders[key] & ~self.bit
         if held:
             self.holders[key] = held
         else:
             del self.holders[key]
+        return True
+
+    def free(self, limit: int) -> int:
+        """Drop so many blocks; how many it were."""
+        blocks = list(islice(self.keys, limit))
+        for block in blocks:
+            self._drop(block)
+        return len(blocks)
+
+    def _drop(self, block: EngineHash) -> None:
+        self.copies.pop(block, None)
+        key = self.take(block)
+        assert key is not None
+        self.release(key)
 
 
 @dataclass(slots=True, eq=False)
@@ -129,7 +146,7 @@ class Group:
     @property
     def blocks(self) -> int:
         """Blocks held, in all mediums."""
-        return sum(len(tier.keys) for tier in self.tiers.values())
+        return sum(tier.blocks for tier in self.tiers.values())
 
     @property
     def offloads(self) -> bool:
@@ -145,13 +162,14 @@ class Group:
         return self.lately.get(block)
 
     def remove(self, tier: Tier, blocks: Iterable[EngineHash]) -> Sequence[BlockKey]:
-        """One physical copy less of each in this medium; those of which it held no other."""
+        """One physical copy less of each in this medium; the blocks it holds no longer, by any of the engine's hashes."""
         gone: list[BlockKey] = []
         for block in blocks:
-            key = tier.remove(block)
+            key = tier.take(block)
             if key is None:
                 continue
-            gone.append(key)
+            if tier.release(key):
+                gone.append(key)
             if self.offloads:
                 self.lately[block] = key
                 if len(self.lately) > MAX_LATELY:
@@ -164,7 +182,7 @@ class Shelves:
 
     def __init__(self, mediums: Sequence[str]) -> None:
         """`mediums`: those that count, GPU first."""
-        self.holders: dict[str, Table[BlockKey, int]] = {medium: Table(HOLDER_SHARDS) for medium in mediums}
+        self.holders: dict[str, Table[BlockKey, int]] = {medium: Table(HOLDER_PLACES) for medium in mediums}
         self._retired: deque[Group] = deque()
         self._free_bits: list[int] = []
         self._bits = 0
@@ -184,7 +202,7 @@ class Shelves:
         """Where the group's blocks in this medium are."""
         tier = group.tiers.get(medium)
         if tier is None:
-            tier = group.tiers[medium] = Tier(self.holders[medium], group.bit, tells_removals=medium == GPU)
+            tier = group.tiers[medium] = Tier(self.holders[medium], group.bit, None if medium == GPU else deque())
         return tier
 
     def retire(self, group: Group) -> None:
@@ -196,18 +214,18 @@ class Shelves:
             self._free_bits.append(group.bit)
 
     def sweep(self, limit: int) -> int:
-        """Free about `limit` blocks of retired groups; how many it were."""
+        """Free about `limit` blocks of retired groups, and room that the tables do not need; 0: there was nothing to do."""
         freed = 0
         while self._retired and freed < limit:
             freed += self._free(self._retired[0], limit - freed)
             if not self._retired[0].blocks:
                 self._free_bits.append(self._retired.popleft().bit)
+        for table in self.holders.values():
+            freed += table.tighten(TIGHTENED, limit - freed)
         return freed
 
     def _free(self, group: Group, limit: int) -> int:
         freed = 0
         for tier in group.tiers.values():
-            for key in islice(tier.keys.drain(), limit - freed):
-                tier.release(key)
-                freed += 1
+            freed += tier.free(limit - freed)
         return freed

@@ -10,7 +10,8 @@ A decision:
         {"endpoint":"default/a", "total":3.5,        weighted sum; null: removed by a filter, or nobody scored
          "scores":{"prefix-cache-scorer":1.0, ...},  raw, by plugin
          "matches":{"precise-prefix-cache-producer":{"tokens":96, "blocks":6}}}, ...],
-     "prefix":{"precise-prefix-cache-producer":{"block_size":16, "total_blocks":7, "total_tokens":118}},
+     "prefix":{"precise-prefix-cache-producer":{"block_size":16, "total_blocks":7, "total_tokens":118,
+        "reads_cache":true}},                        false: it asks for logprobs of its prompt, which engines then compute anew; nothing matches
      "tokens":{"state":"exact", "reason":null, "count":118},   null for a request without a body
      "duration_s":0.00012}
 An end:
@@ -133,7 +134,12 @@ def _decision_record(decision: Decision) -> dict[str, object]:
         "weights": {scores.name: scores.weight for scores in primary.scores},
         "candidates": _candidate_records(decision),
         "prefix": {
-            producer: {"block_size": match.block_size, "total_blocks": match.total_blocks, "total_tokens": match.total_tokens}
+            producer: {
+                "block_size": match.block_size,
+                "total_blocks": match.total_blocks,
+                "total_tokens": match.total_tokens,
+                "reads_cache": match.reads_cache,
+            }
             for producer, match in decision.prefix.items()
         },
         "tokens": None if tokens is None else {"state": tokens.state.value, "reason": tokens.reason, "count": tokens.token_count},

@@ -123,6 +123,15 @@ class LogReporter(Reporter):
     def endpoints_changed(self, count: int) -> None:
         logger.log(logging.INFO if count else logging.WARNING, "the pool has %d endpoints", count)
 
+    def endpoint_unreachable(self, endpoint: EndpointId, left: int) -> None:
+        if left:
+            logger.warning("endpoint %s takes no connections: it gets no requests until it does (endpoints left: %d)", endpoint, left)
+        else:
+            logger.error("endpoint %s takes no connections, and no other does: requests are sent nevertheless", endpoint)
+
+    def endpoint_reachable(self, endpoint: EndpointId, count: int) -> None:
+        logger.info("endpoint %s takes connections again (endpoints that do: %d)", endpoint, count)
+
     def endpoint_removed(self, endpoint: EndpointId) -> None:
         self._scrape_reasons.pop(endpoint, None)
         self._missing.pop(endpoint, None)
@@ -167,3 +176,8 @@ class LogReporter(Reporter):
 
     def parity_restored(self, model: str) -> None:
         logger.info("engines of model %s do what is expected of them again", _quoted(model))
+
+    def parity_forgotten(self, model: str) -> None:
+        logger.info(
+            "the alarm about engines of model %s is over: those it was about restarted, emptied their caches or are gone", _quoted(model)
+        )

@@ -48,10 +48,15 @@ class PrometheusReporter(Reporter):
         self._streams = _StreamMetrics(families) if grpc_stream_metrics else None
         self._by_endpoint: dict[EndpointId, set[tuple[_AnyFamily, tuple[str, ...]]]] = {}
         self._stream_states: dict[tuple[EndpointId, int], str] = {}
+        # Series of `_attempts` by endpoint and model, because their labels cost more than the counting.
+        self._chosen: dict[EndpointId, dict[str, Counter]] = {}
         self._make_scheduler_families(families)
         self._make_families_of_ours(families)
         ready = families.gauge(
-            "llm_d_epp_ready_endpoints", "Endpoints in the pool.", ["name"], twin=Twin("inference_pool_ready_pods", ["name"])
+            "llm_d_epp_ready_endpoints",
+            "Endpoints in the pool that can be reached, as far as is known.",
+            ["name"],
+            twin=Twin("inference_pool_ready_pods", ["name"]),
         )
         self._ready = ready.labels(pool_name)
         self._pool = PoolMetrics(families, pool_name)
@@ -119,7 +124,8 @@ class PrometheusReporter(Reporter):
             "1 while engines do not do what is expected of most of a model's requests, with the likely cause (docs/parity.md).",
             ["model", "cause"],
         )
-        self._lost_causes: dict[str, str] = {}
+        self._alarms: dict[str, tuple[str, str]] = {}
+        """Labels of the series that each model's alarm raises: beyond the label limit, models share some."""
         self._prompt_tokens = counter(
             "epp_parity_prompt_tokens_total",
             "Answers whose number of prompt tokens is ours, or differs.",
@@ -156,9 +162,15 @@ class PrometheusReporter(Reporter):
         series = self._requests.decided(request)
         self._scheduling.observe(decision.duration_s)
         endpoint = decision.endpoint
-        namespace, _, name = endpoint.id.partition("/")
-        where = ("success", series.target, name, namespace, str(endpoint.port))
-        self._of_endpoint(endpoint.id, self._attempts, where).inc()
+        by_model = self._chosen.get(endpoint.id)
+        if by_model is None:
+            by_model = self._chosen[endpoint.id] = {}
+        chosen = by_model.get(series.target)
+        if chosen is None:
+            namespace, _, name = endpoint.id.partition("/")
+            where = ("success", series.target, name, namespace, str(endpoint.port))
+            chosen = by_model[series.target] = self._of_endpoint(endpoint.id, self._attempts, where)
+        chosen.inc()
 
     def rejected(self, request: InferenceRequest | None, error: RequestError) -> None:
         self._requests.rejected(request, error)
@@ -218,6 +230,12 @@ class PrometheusReporter(Reporter):
     def endpoints_changed(self, count: int) -> None:
         self._ready.set(count)
 
+    def endpoint_unreachable(self, endpoint: EndpointId, left: int) -> None:
+        self._ready.set(left)
+
+    def endpoint_reachable(self, endpoint: EndpointId, count: int) -> None:
+        self._ready.set(count)
+
     def pool_load(self, endpoints: Sequence[Endpoint]) -> None:
         self._pool.observe(endpoints)
 
@@ -233,6 +251,7 @@ class PrometheusReporter(Reporter):
             family.remove(*labels)
         for key in [key for key in self._stream_states if key[0] == endpoint]:
             del self._stream_states[key]
+        self._chosen.pop(endpoint, None)
 
     def scrape_failed(self, endpoint: EndpointId, reason: str) -> None:
         self._of_endpoint(endpoint, self._scrape_errors, (endpoint, reason)).inc()
@@ -267,13 +286,20 @@ class PrometheusReporter(Reporter):
         self._of_endpoint(endpoint, self._counted_hits, (endpoint, "counted")).inc(found)
 
     def parity_lost(self, loss: ParityLoss) -> None:
-        self._lost_causes[loss.model] = loss.cause
-        self._parity_lost.labels(self._models.admit(loss.model), loss.cause).set(1)
+        before = self._alarms.get(loss.model)
+        labels = self._alarms[loss.model] = self._models.admit(loss.model), loss.cause
+        self._parity_lost.labels(*labels).set(1)
+        self._end_alarm(before)
 
     def parity_restored(self, model: str) -> None:
-        cause = self._lost_causes.pop(model, None)
-        if cause is not None:
-            self._parity_lost.labels(self._models.admit(model), cause).set(0)
+        self._end_alarm(self._alarms.pop(model, None))
+
+    def parity_forgotten(self, model: str) -> None:
+        self._end_alarm(self._alarms.pop(model, None))
+
+    def _end_alarm(self, labels: tuple[str, str] | None) -> None:
+        if labels is not None and labels not in self._alarms.values():
+            self._parity_lost.labels(*labels).set(0)
 
     def prefill_ended(self, endpoint: EndpointId, model: str, seconds: float) -> None:
         self._prefill.labels(self._models.admit(model)).observe(seconds)

@@ -197,12 +197,11 @@ class RequestMetrics:
 
     def of(self, request: InferenceRequest | None) -> Series:
         """The series of a request's model; of no model where the request could not be read."""
-        model = target = ""
-        if request is not None:
-            model = target = self._models.admit(request.model)
-            if request.target_model:
-                target = self._models.admit(request.target_model)
+        model, target = ("", "") if request is None else (request.model, request.served_model)
         series = self._by_model.get((model, target))
+        if series is None:
+            model, target = self._models.admit(model), self._models.admit(target)
+            series = self._by_model.get((model, target))
         if series is None:
             labels = (model, target, *NO_FLOW)
             series = self._by_model[model, target] = Series(

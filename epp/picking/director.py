@@ -47,7 +47,7 @@ BODY_NOT_SENT: Final = "body_not_sent"
 class _Picking:
     """One pick, as far as it has come. No dataclass, of which the compiled build would make instances slowly (setup.py)."""
 
-    __slots__ = ("attributes", "forwarded", "headers", "request", "since", "subset")
+    __slots__ = ("attributes", "candidates", "forwarded", "headers", "request", "since", "subset")
 
     def __init__(self, headers: Mapping[str, str], subset: Sequence[str] | None, attributes: bytes | None, since: float) -> None:
         self.headers = headers
@@ -57,6 +57,7 @@ class _Picking:
         self.request: InferenceRequest | None = None
         self.forwarded: bytes | None = None
         """The body that goes on, where it is not the one that came."""
+        self.candidates: Sequence[Endpoint] = ()
 
 
 class Director:
@@ -128,7 +129,7 @@ class Director:
             request = picking.request = _unread(headers) if body is None else self._parse(headers, body)
             if body is not None and request.target_model:
                 picking.forwarded = with_model(body, request.target_model)
-            self._candidates(subset)  # an empty pool answers before anything is tokenized
+            picking.candidates = self._candidates(subset)  # an empty pool answers before anything is tokenized
             tokens = self._tokens(request, body)
             if tokens is None or isinstance(tokens, TokenizedRequest):
                 return self._decided(tokens, picking)
@@ -142,7 +143,9 @@ class Director:
 
     async def _pick_later(self, tokens: Awaitable[TokenizedRequest], picking: _Picking) -> Route:
         try:
-            return self._decided(await tokens, picking)
+            awaited = await tokens
+            picking.candidates = self._candidates(picking.subset)  # the pool may be another by now
+            return self._decided(awaited, picking)
         except RequestError as error:
             self._reporter.rejected(picking.request, error)
             raise
@@ -161,7 +164,7 @@ class Director:
         assert request is not None
         if tokens is not None:
             self._reporter.tokenized(request, tokens)
-        return self._route(self._decide(request, tokens, picking.headers, picking.subset), picking)
+        return self._route(self._decide(request, tokens, picking), picking)
 
     def _route(self, decision: Decision, picking: _Picking) -> Route:
         """From here on the decision is in the books."""
@@ -189,15 +192,13 @@ class Director:
         self._reporter.rejected(picking.request, failure)
         return failure
 
-    def _decide(
-        self, request: InferenceRequest, tokens: TokenizedRequest | None, headers: Mapping[str, str], subset: Sequence[str] | None
-    ) -> Decision:
+    def _decide(self, request: InferenceRequest, tokens: TokenizedRequest | None, picking: _Picking) -> Decision:
         started = self._now()
-        cycle = Cycle(request, tokens, self._candidates(subset), started, self._rng)
+        cycle = Cycle(request, tokens, picking.candidates, started, self._rng)
         decision = self._scheduler.schedule(
             cycle,
             decision_id=self._new_decision_id(),
-            request_id=headers.get(names.REQUEST_ID) or self._new_request_id(),
+            request_id=picking.headers.get(names.REQUEST_ID) or self._new_request_id(),
         )
         decision.duration_s = self._now() - started
         return decision

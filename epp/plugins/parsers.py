@@ -9,7 +9,7 @@ from epp.scheduling.registry import PluginType, Role
 
 
 def _parser(type_name: str) -> PluginType[NoParams]:
-    return PluginType(type_name, NoParams, Declared, frozenset((Role.PARSER,)))
+    return PluginType(type_name, NoParams, Declared, frozenset((Role.PARSER,)), reads_bodies=False)
 
 
 OPENAI = _parser("openai-parser")

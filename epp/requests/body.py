@@ -8,28 +8,31 @@ error. (spec/reference-observed.md, row "JSON".) Pure; called by epp.requests.pa
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import msgspec
 
 from epp.domain import Api
 from epp.errors import BadRequestError
+from epp.requests.outline import Outline
 from epp.requests.scan import top_level
 
 
-@dataclass(slots=True)
 class Body:
-    """The decoded top level of a body."""
+    """The decoded top level of a body. No dataclass, of which the compiled build would make instances slowly (setup.py)."""
 
-    fields: Mapping[str, object]
-    """With the client's key order; of an unreadable body only as good as the tolerant reading could make it."""
-    unreadable: str | None = None
-    """Why it could not be read exactly; None: `fields` is the exact content."""
-    api: Api | None = None
-    """What the content is, where that is another than the path says."""
+    __slots__ = ("api", "fields", "unreadable")
+
+    def __init__(self, fields: Mapping[str, object], unreadable: str | None = None, api: Api | None = None) -> None:
+        self.fields = fields
+        """With the client's key order; of an unreadable body only as good as the tolerant reading could make it."""
+        self.unreadable = unreadable
+        """Why it could not be read exactly; None: `fields` is the exact content."""
+        self.api = api
+        """What the content is, where that is another than the path says."""
 
 
 _decode = msgspec.json.Decoder(dict[str, object]).decode
+_decode_outline = msgspec.json.Decoder(Outline).decode
 
 
 def decode(body: bytes) -> Body:
@@ -38,6 +41,17 @@ def decode(body: bytes) -> Body:
         return Body(_decode(body))
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         return _decode_tolerantly(body, str(error))
+
+
+def decode_outline(body: bytes) -> Body:
+    """As `decode`, with no other fields than those of Outline, for a third less where nobody reads prompts.
+
+    Numbers and encoding are not looked at in what is passed over, so less is unreadable; nothing more is refused.
+    """
+    try:
+        return Body(_decode_outline(body))
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return decode(body)
 
 
 def _decode_tolerantly(body: bytes, refusal: str) -> Body:

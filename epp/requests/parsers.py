@@ -12,6 +12,7 @@ from epp import names
 from epp.domain import Api, InferenceRequest
 from epp.errors import BadRequestError, ConfigError
 from epp.requests import anthropic, grpc, opaque, sglang
+from epp.requests.body import decode, decode_outline
 from epp.requests.chat import CHAT
 from epp.requests.completions import COMPLETIONS
 from epp.requests.generate import GENERATE
@@ -65,11 +66,14 @@ _REMEMBERED_PATHS: Final = 1024
 class RequestParsers:
     """The configured parsers of one picker."""
 
-    def __init__(self, parsers: Sequence[str] = DEFAULT_PARSERS) -> None:
+    def __init__(self, parsers: Sequence[str] = DEFAULT_PARSERS, *, whole_bodies: bool = True) -> None:
         """`parsers`: types in the order of the configuration; none configured means the defaults.
+
+        `whole_bodies` False: `InferenceRequest.body` may lack what nothing here looks at, because no plugin does either.
 
         Raises ConfigError for a type that is not in PARSER_TYPES.
         """
+        self._decode = decode if whole_bodies else decode_outline
         self._shapes: dict[str, Shape] = {}
         self._fallback = False
         for parser in parsers or DEFAULT_PARSERS:
@@ -94,7 +98,7 @@ class RequestParsers:
                 raise BadRequestError(f"no parser registered matching path suffix for: {path}")
             return InferenceRequest(Api.OPAQUE, path, "", None, len(body))
         try:
-            decoded = shape.read(body)
+            decoded = self._decode(body) if shape.read is None else shape.read(body)
         except BadRequestError:
             if not headers.get("content-type", "").lower().startswith("multipart/"):
                 raise

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from epp.domain import AnswerFormat, Api
-from epp.requests.body import Body, decode
+from epp.requests.body import Body
 
 Fields = Mapping[str, object]
 
@@ -38,8 +38,8 @@ class Shape:
     """Raises BadRequestError where the body lacks what spec/protocol.md 1.5.1 demands."""
     max_tokens: Callable[[Fields], object] = accept
     """What limits the answer (spec/plugins.md 9.2); anything but a number limits nothing."""
-    read: Callable[[bytes], Body] = decode
-    """Bytes to fields. Raises BadRequestError where no server could read them."""
+    read: Callable[[bytes], Body] | None = None
+    """Bytes to fields, where they are not those of a JSON object. Raises BadRequestError where no server could read them."""
     model_is_text: bool = True
     """A model that is no string is row 9 of spec/protocol.md 1.5.1; otherwise it is taken for none, which means the base model."""
     rewritable: bool = True

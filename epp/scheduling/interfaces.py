@@ -4,23 +4,22 @@ A plugin implements any of the roles below (one class may hold several). All met
 block: between "tokens known" and "endpoint chosen" nothing is awaited. Called on the event loop only.
 """
 
-import random
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Generic, Protocol, TypeVar, cast, runtime_checkable
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 from epp.domain import (
     Decision,
     DecisionId,
     Endpoint,
     EndpointId,
-    InferenceRequest,
     PrefixMatch,
     ProfileResult,
     RequestEnd,
     TokenizedRequest,
     Usage,
 )
+from epp.scheduling.cycle import Cycle as Cycle  # noqa: PLC0414  # everybody takes it from here
 
 T = TypeVar("T")
 
@@ -49,46 +48,6 @@ class InFlight:
 def in_flight_key(producer: str) -> DataKey[InFlight]:
     """Key of the InFlight an in-flight producer puts."""
     return DataKey("InFlightLoad", producer)
-
-
-@dataclass(slots=True)
-class Cycle:
-    """One scheduling cycle: the input of every plugin, and what producers computed for it.
-
-    `endpoints` is the candidate list before any filter. Filters get and return sublists of it; per-endpoint data of
-    producers is parallel to `endpoints`, found through `position`.
-    """
-
-    request: InferenceRequest | None
-    """None for a request without a body (a GET)."""
-    tokens: TokenizedRequest | None
-    endpoints: Sequence[Endpoint]
-    now: float
-    """Monotonic seconds."""
-    rng: random.Random
-    _position: dict[EndpointId, int] | None = None
-    _data: dict[DataKey[Any], object] = field(default_factory=dict)
-
-    @property
-    def position(self) -> Mapping[EndpointId, int]:
-        """Index into `endpoints`."""
-        if self._position is None:
-            self._position = {endpoint.id: i for i, endpoint in enumerate(self.endpoints)}
-        return self._position
-
-    def put(self, key: DataKey[T], value: T) -> None:
-        """Publish data of this cycle; a producer puts only its own keys."""
-        self._data[key] = value
-
-    def get(self, key: DataKey[T]) -> T | None:
-        """Data of this cycle, or None where its producer had nothing to say."""
-        return cast("T | None", self._data.get(key))
-
-    def prefix_matches(self) -> dict[str, PrefixMatch]:
-        """All PrefixMatch data by producer, for the decision record."""
-        if not self._data:
-            return {}
-        return {key.producer: value for key, value in self._data.items() if isinstance(value, PrefixMatch)}
 
 
 @runtime_checkable

@@ -109,6 +109,8 @@ class PluginType(Generic[P]):
     factory: Callable[[str, P, Collaborators], object]
     """(plugin name, parameters, collaborators) -> plugin; without side effects. ValueError: the parameters do not fit together."""
     roles: frozenset[Role]
+    reads_bodies: bool = True
+    """Its instances, or what is built of its parameters, look into `InferenceRequest.body`. Where no declared plugin does, prompts are never decoded."""
 
 
 class Registry(Mapping[str, PluginType[Any]]):

@@ -1,5 +1,5 @@
 """The inbound shell: what data planes and probes connect to.
 
 `interfaces` says what it needs of the rest of the process, `conversation` drives one exchange whatever carries it, and
-`grpc_aio` is the conservative transport.
+`fast` is the default transport, `grpc_aio` the conservative one.
 """

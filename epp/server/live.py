@@ -10,7 +10,7 @@ from typing import Protocol
 
 from epp.extproc.events import Route
 from epp.server.conversation import Context, Conversation
-from epp.server.status import DONE, Ending
+from epp.server.status import CODE_NAMES, DONE, Ending
 
 
 class Wire(Protocol):
@@ -109,4 +109,4 @@ class LiveExchange(Conversation):
             settling.cancel()
         self.close()
         self._forget(self)
-        self._reporter.stream_closed(ending.status.name, self._now() - self._started)
+        self._reporter.stream_closed(CODE_NAMES[ending.status], self._now() - self._started)

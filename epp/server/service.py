@@ -15,7 +15,7 @@ import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from epp import names
 from epp.errors import ProtocolError
@@ -25,7 +25,7 @@ from epp.server import health as health_service
 from epp.server.conversation import Context, Conversation, StreamGoneError, TaskConversation
 from epp.server.interfaces import Health, RequestDirector
 from epp.server.live import LiveExchange, Wire
-from epp.server.status import DONE, GIVEN_UP, CallError, Ending, Status
+from epp.server.status import CODE_NAMES, DONE, GIVEN_UP, CallError, Ending, Status
 
 logger = logging.getLogger(__name__)
 
@@ -129,7 +129,7 @@ class Service:
             return ending
         finally:
             self._open.discard(conversation)
-            self._reporter.stream_closed((ending or call.interruption).status.name, self._now() - started)
+            self._reporter.stream_closed(CODE_NAMES[(ending or call.interruption).status], self._now() - started)
 
     async def _stream_access_logs(self, call: Call) -> Ending:
         """AccessLogService/StreamAccessLogs; a StreamAccessLogsResponse is an empty message."""
@@ -200,7 +200,7 @@ class Service:
 class Repeats:
     """Tells a warning from its repetitions, for the last few different ones. Not for texts that differ every time."""
 
-    REMEMBERED = 64
+    REMEMBERED: ClassVar = 64
 
     def __init__(self) -> None:
         self._seen: dict[str, None] = {}  # in order of first sight

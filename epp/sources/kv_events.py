@@ -129,6 +129,7 @@ class KvEventSource:
             deliver=self._inbox.put,
             ended=self._thread_ended,
             behind=self._inbox.is_full,
+            has_enough_of=self._inbox.has_enough_of,
             accepts=lambda topic: not topic or topic.startswith(prefix),
             clock=clock,
             timing=timing,
@@ -289,6 +290,7 @@ class KvEventSource:
         if self._unsettled is not None:
             self._unsettled.discard(token)
         self._thread.close(token)
+        self._inbox.forget(token)
         if keep:
             return
         self._connected.discard(key)

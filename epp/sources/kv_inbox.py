@@ -1,9 +1,10 @@
 """What came of the streams, on its way from the thread that receives it to the event loop that applies it.
 
-In order, and bounded in bytes of what was decoded: with more than that on its way the thread stops reading. A loop callback
-takes deliveries for a slice of time, so that requests wait for none of it.
+In order, and bounded in bytes of what was decoded, in all and for each stream: with more than that on its way the thread stops
+reading, all streams or this one, so that what one says waits for little of what another does. A loop callback takes deliveries
+for a slice of time, so that requests wait for none of it.
 
-`put` and `is_full` are the thread's; everything else happens on the loop.
+`put`, `is_full` and `has_enough_of` are the thread's; everything else happens on the loop.
 """
 
 import asyncio
@@ -17,6 +18,17 @@ from epp.sources.kv_messages import Delivery, size_of
 SLICE_S: Final = 0.002
 # About 80,000 blocks, which are applied in a quarter of a second.
 MAX_BYTES: Final = 8 << 20
+# A twentieth of that time.
+MAX_STREAM_BYTES: Final = 512 << 10
+
+
+class _Share:
+    """Bytes of one stream so far; each number is changed by one thread alone."""
+
+    __slots__ = ("put", "taken")
+
+    def __init__(self) -> None:
+        self.put = self.taken = 0
 
 
 class Inbox:
@@ -25,7 +37,8 @@ class Inbox:
     def __init__(self, handle: Callable[[int, Delivery], None], clock: Callable[[], float]) -> None:
         self._handle = handle
         self._clock = clock
-        self._waiting: deque[tuple[int, Delivery, int]] = deque()
+        self._waiting: deque[tuple[int, Delivery, int, _Share]] = deque()
+        self._shares: dict[int, _Share] = {}
         self._ringing = False
         self._put = self._taken = 0
         """Bytes so far: each is counted by one thread alone."""
@@ -37,8 +50,12 @@ class Inbox:
     def put(self, token: int, delivery: Delivery) -> None:
         """Leave it for the loop; does not block."""
         size = size_of(delivery)
+        share = self._shares.get(token)
+        if share is None:
+            share = self._shares[token] = _Share()
+        share.put += size
         self._put += size
-        self._waiting.append((token, delivery, size))
+        self._waiting.append((token, delivery, size, share))
         if not self._ringing:
             self._ringing = True
             self._loop.call_soon_threadsafe(self._drain)
@@ -47,13 +64,23 @@ class Inbox:
         """The loop has more than enough to apply."""
         return self._put - self._taken >= MAX_BYTES
 
+    def has_enough_of(self, token: int) -> bool:
+        """As much as one stream may have on its way."""
+        share = self._shares.get(token)
+        return share is not None and share.put - share.taken >= MAX_STREAM_BYTES
+
+    def forget(self, token: int) -> None:
+        """Its stream was closed."""
+        self._shares.pop(token, None)
+
     def _drain(self) -> None:
         """Handle what waits, for one slice of time."""
         until = self._clock() + SLICE_S
         # Cleared before looking: what the thread adds after the last look rings again.
         self._ringing = False
         while self._waiting:
-            token, delivery, size = self._waiting.popleft()
+            token, delivery, size, share = self._waiting.popleft()
+            share.taken += size
             self._taken += size
             self._handle(token, delivery)
             if self._waiting and self._clock() >= until:

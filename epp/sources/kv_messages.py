@@ -24,6 +24,8 @@ MESSAGES_A_TURN: Final = 64
 BYTES_A_TURN: Final = 512 << 10
 # Where more waits than is looked at in a turn, so much of the turn is for what else comes: a flood is noticed while little of it was looked at.
 DRAIN_S: Final = 0.005
+# What the event loop is behind with is looked at again after so long.
+CATCH_UP_S: Final = 0.005
 # Blocks in one part handed to the event loop.
 BLOCKS_A_PART: Final = 512
 # No engine publishes faster than this for long: (a second, at once).

@@ -22,6 +22,7 @@ from epp.sources.kv_messages import (
     BLOCKS_ALLOWED,
     BYTES_A_TURN,
     BYTES_ALLOWED,
+    CATCH_UP_S,
     DRAIN_S,
     LIVE_BYTES,
     LIVE_HIGH_WATER_MARK,
@@ -62,6 +63,9 @@ class Host(Protocol):
 
     def deliver(self, token: int, delivery: Delivery) -> None:
         """Hand over to the event loop."""
+
+    def has_enough_of(self, token: int) -> bool:
+        """The event loop is behind with this stream."""
 
     def take_replay_slot(self, stream: "Stream") -> bool:
         """Whether a replay may run now; if not, `Stream.replay_may_run` is called when it may."""
@@ -119,9 +123,9 @@ class Stream:
 
     @property
     def deadline(self) -> float:
-        """When `expire` has to be called at the latest; minus infinity while anything received waits to be looked at."""
+        """When to come back at the latest; minus infinity while anything received waits to be looked at, and may be."""
         if self._backlog or (self._replay is not None and self._replay.waits):
-            return -_FOREVER
+            return self._host.now() + CATCH_UP_S if self._host.has_enough_of(self._token) else -_FOREVER
         patience = self._patience if self._patience is not None else _FOREVER
         return min(patience, self._replay_idle, self._replay_deadline, self._resume_at, self._check_at)
 
@@ -152,12 +156,15 @@ class Stream:
 
     def turn(self, readable: "dict[zmq.Socket[bytes], int]") -> None:
         """Read a share of what is there: connection events first, since they say what a number means."""
+        may_look = not self._host.has_enough_of(self._token)
         if self._monitor in readable:
             self._watch()
-        self._look_at_replies()
+        if may_look:
+            self._look_at_replies()
         if self._sub in readable:
             self.receive()
-        self._listen()
+        if may_look:
+            self._listen()
         if self._errors:
             for reason, count in self._errors.items():
                 self._deliver(Failed(reason, count))

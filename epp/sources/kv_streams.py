@@ -2,7 +2,7 @@
 
 For each (endpoint, rank) there is a `kv_stream`; if engines are to connect to us, one `kv_bound` for all of them. Decoded
 batches, clears and state changes go to `deliver`, in order. A turn reads a few messages of each, so one that floods does
-not starve the others, and nothing while the event loop is behind. Messages are taken off the wire all the same, as far as
+not starve the others, and nothing of those that the event loop is behind with. Messages are taken off the wire all the same, as far as
 there is room: so floods are noticed, and what answers a replay is not dropped by its sender. A few replays run at a time,
 the others wait for their turn.
 
@@ -21,11 +21,9 @@ import zmq
 
 from epp.kvcache.sequence import StreamState
 from epp.sources.kv_bound import BoundSocket
-from epp.sources.kv_messages import MAX_MESSAGE_BYTES, Delivery, Failed, StateChanged, StreamAddress, Timing, Unreachable
+from epp.sources.kv_messages import CATCH_UP_S, MAX_MESSAGE_BYTES, Delivery, Failed, StateChanged, StreamAddress, Timing, Unreachable
 from epp.sources.kv_stream import Stream
 
-# While the event loop is behind, the thread looks up this often.
-CATCH_UP_MS: Final = 5
 MAX_REPLAYS: Final = 8
 
 _FOREVER: Final = float("inf")
@@ -44,13 +42,14 @@ class StreamThread:
         deliver: Deliver,
         ended: Callable[[Exception | None], None],
         behind: Callable[[], bool],
+        has_enough_of: Callable[[int], bool],
         accepts: Callable[[bytes], bool],
         clock: Callable[[], float],
         timing: Timing,
         max_sockets: int,
         bind: str = "",
     ) -> None:
-        """`behind`: the event loop has more than enough to apply. `accepts` judges topics. `ended` is called last, with what went wrong.
+        """`behind`: the event loop has more than enough to apply; `has_enough_of`: of the stream with this token. `accepts` judges topics. `ended` is called last, with what went wrong.
 
         `bind`: where engines may connect to, as ZMQ writes it; empty: nowhere.
         """
@@ -64,6 +63,7 @@ class StreamThread:
         self.poller = zmq.Poller()
         self._ended = ended
         self._behind = behind
+        self.has_enough_of = has_enough_of
         self._streams: dict[int, Stream] = {}
         self._replaying: set[Stream] = set()
         self._want_replay: deque[Stream] = deque()
@@ -176,7 +176,7 @@ class StreamThread:
                 stream.receive()
             for stream in tuple(self._replaying):
                 stream.receive_replies()
-            self._obey(wait_ms=CATCH_UP_MS)
+            self._obey(wait_ms=int(CATCH_UP_S * 1000))
             return
         deadline = min((stream.deadline for stream in self._streams.values()), default=_FOREVER)
         wait_ms = None if deadline == _FOREVER else int(max(0.0, deadline - self.now()) * 1000) + (deadline > 0)

@@ -1,4 +1,4 @@
-"""Reads /metrics of every endpoint, 20 times a second by default, and pushes what it says into the pool state.
+"""Reads /metrics of every endpoint, 20 times a second by default, and pushes what it says, and who cannot be reached, into the pool state.
 
 One task an endpoint inside one TaskGroup, over one shared HTTP session; at most one request to an endpoint is open.
 Runs on the event loop; `sync` is level-based and may be called at any time, also before `run`. What a page means is
@@ -18,11 +18,12 @@ import aiohttp
 from yarl import URL
 
 from epp import names
-from epp.datastore import MetricsScraped
+from epp.datastore import EndpointReached, MetricsScraped
 from epp.domain import NEVER_SCRAPED, Endpoint, EndpointId, EndpointMetrics
 from epp.errors import ConfigError
 from epp.reporter import Reporter
 from epp.sources.engine_metrics import ENGINES, EngineMetrics, PageError, PageReader
+from epp.sources.reachability import Reachability
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +68,7 @@ class MetricsScraper:
 
     def __init__(
         self,
-        apply: Callable[[MetricsScraped], object],
+        apply: Callable[[MetricsScraped | EndpointReached], object],
         reporter: Reporter,
         *,
         now: Callable[[], float],
@@ -128,7 +129,8 @@ class MetricsScraper:
         engine = labels.get(extraction.engine_label_key) or labels.get(names.LEGACY_ENGINE_TYPE_LABEL) or extraction.default_engine
         at = Endpoint(endpoint.id, endpoint.address, self._settings.port or endpoint.port)
         url = f"{self._settings.scheme}://{at.host_port}/{self._settings.path.removeprefix('/')}"
-        return _Target(endpoint.id, url, endpoint.rank, engine if engine in self._readers else extraction.default_engine)
+        known = engine if engine in self._readers else extraction.default_engine
+        return _Target(endpoint.id, url, endpoint.rank, known, serves=at.port == endpoint.port)
 
     async def _poll(self, session: aiohttp.ClientSession, target: "_Target") -> None:
         """Scrape one endpoint until cancelled."""
@@ -136,6 +138,7 @@ class MetricsScraper:
         interval = self._settings.interval_s
         failures = 0
         metrics = NEVER_SCRAPED
+        reach = Reachability()
         url = URL(target.url)
         # Spread the endpoints over the interval, in an order that has no pattern (golden ratio).
         due = loop.time() + len(self._pollers) * 0.618 % 1 * interval
@@ -148,10 +151,14 @@ class MetricsScraper:
             except Exception as error:  # noqa: BLE001  # one endpoint's trouble, of whatever kind, must not end the others
                 failures += 1
                 self._failed(target, error, first=failures == 1)
+                news = self._look(reach, error)
             else:
+                news = reach.answered()
                 if failures:
                     self._reporter.scrape_recovered(target.id)
                 failures = 0
+            if news and target.serves:
+                self._apply(EndpointReached(target.id, bool(reach.reachable)))
             delay = min(interval * 2 ** min(failures, 16), max(MAX_BACKOFF_S, interval))
             # At least half an interval of rest for an endpoint that answers slowly.
             due = max(due + delay, loop.time() + delay / 2)
@@ -163,6 +170,16 @@ class MetricsScraper:
         if metrics.updated_at != before.updated_at:
             self._apply(MetricsScraped(target.id, metrics))
         return metrics
+
+    def _look(self, reach: Reachability, error: Exception) -> bool:
+        """What a poll that failed says of who can be reached; True: news."""
+        if isinstance(error, _StatusError | PageError):
+            return reach.answered()
+        if isinstance(error, TimeoutError):
+            return reach.silent(self._now())
+        # A handshake or an answer that breaks off is no sign: somebody listens.
+        refused = isinstance(error, aiohttp.ClientConnectorError) and not isinstance(error, aiohttp.ClientSSLError)
+        return refused and reach.refused()
 
     def _failed(self, target: "_Target", error: Exception, *, first: bool) -> None:
         reason = _reason(error)
@@ -179,6 +196,8 @@ class _Target:
     url: str
     rank: int
     engine: str
+    serves: bool
+    """Requests go to the same port."""
 
 
 class _StatusError(Exception):

@@ -11,16 +11,16 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import IO, Final
+from typing import IO, Final, Unpack
 
 import msgspec
 
 from epp.tokenization.absent import NoTokensError, Reason
 from epp.tokenization.content_format import ContentFormat
 from epp.tokenization.stranger import LARGEST, LENGTH_BYTES, Answer, Ask
-from epp.tokenization.template import STEPS, Message
+from epp.tokenization.template import Message, Rendering
 
 TIMEOUT_S: Final = 10.0
 """For one answer, the start of the process included; the steps of a template take two or three seconds."""
@@ -108,28 +108,9 @@ class StrangersTemplate:
         self.knows_developer = seen.knows_developer
         self._ask = ask
 
-    def render(
-        self,
-        messages: Sequence[Message],
-        *,
-        tools: Sequence[object] | None = None,
-        documents: Sequence[object] | None = None,
-        add_generation_prompt: bool = False,
-        continue_final_message: bool = False,
-        variables: Mapping[str, object],
-        steps: int = STEPS,
-    ) -> str:
+    def render(self, messages: Sequence[Message], **how: Unpack[Rendering]) -> str:
         """The prompt text. Raises NoTokensError."""
-        arguments = {
-            "messages": messages,
-            "tools": tools,
-            "documents": documents,
-            "add_generation_prompt": add_generation_prompt,
-            "continue_final_message": continue_final_message,
-            "variables": variables,
-            "steps": steps,
-        }
-        return self._ask(Ask(self.source, arguments)).text
+        return self._ask(Ask(self.source, {"messages": messages, **how})).text
 
 
 def _started() -> subprocess.Popen[bytes]:

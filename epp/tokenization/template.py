@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache
-from typing import Any, Final, NoReturn, Protocol
+from typing import Any, Final, NoReturn, Protocol, Required, TypedDict, Unpack
 
 import jinja2
 from jinja2 import meta, nodes
@@ -167,6 +167,17 @@ def _compiled(source: str, environment: _Sandbox) -> jinja2.Template:
     return jinja2.Template.from_code(environment, environment.compile(tree), environment.make_globals(None))
 
 
+class Rendering(TypedDict, total=False):
+    """How messages become a prompt; what is left out is None or False, and as many steps as there are."""
+
+    tools: Sequence[object] | None
+    documents: Sequence[object] | None
+    add_generation_prompt: bool
+    continue_final_message: bool
+    variables: Required[Mapping[str, object]]
+    steps: int
+
+
 class Template(Protocol):
     """A template that can be rendered: here (ChatTemplate), or somewhere else (StrangersTemplate)."""
 
@@ -176,17 +187,7 @@ class Template(Protocol):
     content_format: ContentFormat
     knows_developer: bool
 
-    def render(
-        self,
-        messages: Sequence[Message],
-        *,
-        tools: Sequence[object] | None = None,
-        documents: Sequence[object] | None = None,
-        add_generation_prompt: bool = False,
-        continue_final_message: bool = False,
-        variables: Mapping[str, object],
-        steps: int = STEPS,
-    ) -> str:
+    def render(self, messages: Sequence[Message], **how: Unpack[Rendering]) -> str:
         """The prompt text. Raises NoTokensError."""
 
 

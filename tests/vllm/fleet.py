@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import os
 import random
 import signal
@@ -24,6 +25,8 @@ from epp.testing.picker import PickerProcess
 from epp.testing.waiting import eventually
 from tests.vllm.cache_model import CacheModel
 from tests.vllm.launch import MODEL, launch, ready
+
+logger = logging.getLogger(__name__)
 
 CHAT: Final = "/v1/chat/completions"
 # An engine spends 5 ms of CPU on a page of metrics.
@@ -118,12 +121,13 @@ class Fleet:
         return next(unit for unit in self.units if unit.engine.name == name)
 
     # --- clients ------------------------------------------------------------------------------------------------
-    async def chat(self, text: str, question: str = "So?", *, url: str = "", model: str = MODEL, **fields: object) -> Answer:
-        """One chat through epp, or with `url` past it."""
+    async def chat(self, text: str, question: str = "So?", *, url: str = "", model: str | None = MODEL, **fields: object) -> Answer:
+        """One chat through epp, or with `url` past it. `model` None: it names none."""
         self.sent += 1
         request_id = f"chat-{self.sent}"
         messages = [{"role": "system", "content": text}, {"role": "user", "content": question}]
-        body = {"model": model, "messages": messages, "max_tokens": 4, "return_token_ids": True, **fields}
+        named = {} if model is None else {"model": model}
+        body = {**named, "messages": messages, "max_tokens": 4, "return_token_ids": True, **fields}
         async with self.http.post((url or self.url) + CHAT, json=body, headers={names.REQUEST_ID: request_id}) as response:
             engine = self._name(response.headers.get(names.INFERENCE_POD, (url or "").removeprefix("http://")))
             if response.status != 200:
@@ -132,7 +136,7 @@ class Fleet:
         self.predictions += not url
         cached = said["usage"]["prompt_tokens_details"]["cached_tokens"]
         answer = Answer(request_id, 200, engine, said["prompt_token_ids"], said["choices"][0]["token_ids"], cached)
-        owner = ("" if model == MODEL else model), str(fields.get("cache_salt", ""))
+        owner = (model if model and model != MODEL else ""), str(fields.get("cache_salt", ""))
         self.held[engine].store(answer.computed, owner)
         return answer
 
@@ -168,6 +172,16 @@ class Fleet:
 
         await eventually(logged)
         return found
+
+    async def ended(self, request_id: str) -> None:
+        """Return when Envoy's log has told epp how this request ended."""
+
+        def told() -> bool:
+            lines = [json.loads(line) for line in self.log.read_bytes().splitlines()]
+            ids = {line["id"] for line in lines if line["event"] == "decision" and line["request_id"] == request_id}
+            return any(line["event"] == "end" and line["id"] in ids for line in lines)
+
+        await eventually(told)
 
     async def credits(self, request_id: str) -> dict[str, int]:
         """Tokens of a request's prompt each engine was believed to hold."""
@@ -218,6 +232,8 @@ class Fleet:
             await eventually(settled)
         except TimeoutError:
             raise AssertionError(f"{self.predictions} predictions, settled: {found}") from None
+        if found.keys() - {"confirmed"}:  # a failure, to most who ask: what was told meanwhile stands beside it
+            logger.warning("predictions came out as %s; epp's log ends with:\n%s", found, self.picker.log()[-3000:])
         return found
 
     def _name(self, host_port: str) -> str:

@@ -10,6 +10,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any
 
 import aiohttp
 import pytest
@@ -128,6 +129,34 @@ async def test_a_new_epp_knows_what_engines_hold(live: Fleet) -> None:
     assert await live.parity() == {"confirmed": live.predictions}
 
 
+@pytest.mark.parametrize("named", [{"model": None}, {"model": ""}], ids=["no model", "an empty name"])
+async def test_a_request_that_names_no_model_is_the_base_model_s(live: Fleet, named: dict[str, Any]) -> None:
+    """vLLM answers it so, and it finds what the model's other requests left there, as epp foresaw."""
+    (text,) = texts(9, 1)
+    first = await live.chat(text)
+    unnamed = await live.chat(text, **named)
+    assert (unnamed.status, unnamed.engine, unnamed.prompt) == (200, first.engine, first.prompt)
+    assert unnamed.cached > 250
+    assert await live.wrong_predictions([first, unnamed]) == []
+    async with live.http.post(live.url + COMPLETIONS, json={"prompt": text, "max_tokens": 1}) as response:
+        assert (response.status, (await response.json())["model"]) == (200, MODEL)
+    live.predictions += 1
+    assert await live.parity() == {"confirmed": live.predictions}
+
+
+@pytest.mark.parametrize("fields", [{"prompt_logprobs": 0}, {"echo": True}], ids=["logprobs of the prompt", "an echo"])
+async def test_prompts_that_are_computed_anew_are_credited_nowhere(live: Fleet, fields: dict[str, Any]) -> None:
+    """The engine finds nothing for them whatever it holds, and holds it afterwards as before."""
+    (text,) = texts(10, 1)
+    first = await live.chat(text)
+    anew = await live.chat(text, **fields)
+    assert (anew.status, anew.cached, set((await live.credits(anew.id)).values())) == (200, 0, {0})
+    again = await live.chat(text)
+    assert again.cached > 250
+    assert await live.wrong_predictions([first, anew, again]) == []
+    assert await live.parity() == {"confirmed": live.predictions}
+
+
 async def test_a_reset_cache_is_known_after_the_engine_s_next_request(live: Fleet) -> None:
     """vLLM says so with the first step that follows, and not before."""
     (text,) = texts(3, 1)
@@ -240,10 +269,9 @@ async def test_a_killed_engine_is_credited_with_nothing_it_lost(live: Fleet, fig
                 return
             for _ in range(TRIES):  # a client that has no answer tries again
                 answers.append(await live.chat(families[number % len(families)], f"Question {number}"))
+                await live.ended(answers[-1].id)
                 if answers[-1].status == 200:
                     break
-                await asyncio.sleep(0.05)  # as patient clients do; Envoy's log has told epp by then
-            await asyncio.sleep(0.2)  # the pace of the traffic
 
     client = asyncio.create_task(traffic())
     lost.kill()
@@ -260,19 +288,26 @@ async def test_a_killed_engine_is_credited_with_nothing_it_lost(live: Fleet, fig
     figure(f"{len(answers)} requests in the time of a restart, of which {sum(answer.status != 200 for answer in answers)} failed")
     choices = await live.choices(*(answer.id for answer in (*answers, *news)))
     new = CacheModel(BLOCK_SIZE)
-    wrong = []
+    wrong, passed_over = [], 0
     by_id = {answer.id: answer for answer in (*answers, *news)}
     for choice in sorted(choices.values(), key=lambda choice: choice.decided):
         answer = by_id.get(choice.request_id)
         if answer is None or choice.decided < killed:
             continue
-        credited = next(candidate.matched_tokens for candidate in choice.candidates if candidate.pod == B)
+        credited = next((candidate.matched_tokens for candidate in choice.candidates if candidate.pod == B), None)
+        if credited is None:
+            passed_over += 1
+            continue
         if choice.decided > killed + 5 and credited > new.hit_tokens(answer.prompt):
             wrong.append((choice.decided - killed, credited, new.hit_tokens(answer.prompt), answer.id, answer.status))
         if answer.engine == B and answer.status == 200:
             new.store(answer.computed)
     assert wrong == []
     assert len(new)
+    # It took no connections, which epp noticed by itself, and did again.
+    assert passed_over
+    assert "default/vllm-b takes no connections" in live.picker.log()
+    assert "default/vllm-b takes connections again" in live.picker.log()
     # Who tried again was answered: what a dead engine was to compute is not expected of it any more.
     statuses = "".join("." if answer.status == 200 else "x" for answer in answers)
     assert "x" * TRIES not in statuses, statuses

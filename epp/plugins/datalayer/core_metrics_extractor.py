@@ -59,4 +59,4 @@ class CoreMetricsExtractor(Declared):
     PROVIDES: ClassVar[tuple[DataKey[Any], ...]] = (WAITING, RUNNING, KV_CACHE_USAGE)
 
 
-PLUGIN = PluginType(TYPE, CoreMetricsParams, CoreMetricsExtractor, frozenset((Role.METRICS_EXTRACTOR,)))
+PLUGIN = PluginType(TYPE, CoreMetricsParams, CoreMetricsExtractor, frozenset((Role.METRICS_EXTRACTOR,)), reads_bodies=False)

@@ -7,4 +7,4 @@ from epp.scheduling.registry import PluginType, Role
 TYPE = "endpoint-notification-source"
 
 
-PLUGIN = PluginType(TYPE, NoParams, Declared, frozenset((Role.ENDPOINT_SOURCE,)))
+PLUGIN = PluginType(TYPE, NoParams, Declared, frozenset((Role.ENDPOINT_SOURCE,)), reads_bodies=False)

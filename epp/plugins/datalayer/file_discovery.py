@@ -17,4 +17,4 @@ class FileDiscoveryParams:
     """Follow changes; otherwise the file is read once."""
 
 
-PLUGIN = PluginType(TYPE, FileDiscoveryParams, Declared, frozenset((Role.DISCOVERY,)))
+PLUGIN = PluginType(TYPE, FileDiscoveryParams, Declared, frozenset((Role.DISCOVERY,)), reads_bodies=False)

@@ -32,4 +32,4 @@ class MetricsSourceParams:
             raise ValueError("interval: must be above 0s")
 
 
-PLUGIN = PluginType(TYPE, MetricsSourceParams, Declared, frozenset((Role.METRICS_SOURCE,)))
+PLUGIN = PluginType(TYPE, MetricsSourceParams, Declared, frozenset((Role.METRICS_SOURCE,)), reads_bodies=False)

@@ -23,4 +23,4 @@ class DecodeFilter:
         return candidates if len(kept) == len(candidates) else kept
 
 
-PLUGIN = PluginType("decode-filter", NoParams, DecodeFilter, frozenset((Role.FILTER,)))
+PLUGIN = PluginType("decode-filter", NoParams, DecodeFilter, frozenset((Role.FILTER,)), reads_bodies=False)

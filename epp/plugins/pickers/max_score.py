@@ -27,4 +27,4 @@ class MaxScorePicker:
 
 TYPE = "max-score-picker"
 
-PLUGIN = PluginType(TYPE, PickerParams, MaxScorePicker, frozenset((Role.PICKER,)))
+PLUGIN = PluginType(TYPE, PickerParams, MaxScorePicker, frozenset((Role.PICKER,)), reads_bodies=False)

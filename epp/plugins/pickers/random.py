@@ -21,4 +21,4 @@ class RandomPicker:
         return cycle.rng.sample(candidates, min(self._count, len(candidates)))
 
 
-PLUGIN = PluginType("random-picker", PickerParams, RandomPicker, frozenset((Role.PICKER,)))
+PLUGIN = PluginType("random-picker", PickerParams, RandomPicker, frozenset((Role.PICKER,)), reads_bodies=False)

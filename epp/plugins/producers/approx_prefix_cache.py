@@ -5,7 +5,7 @@ salt; an endpoint is taken to hold the blocks of the requests it got, the latest
 exact token ids where there are any, else over the text (epp.requests.estimate).
 
 As in llm-d: at least 64 tokens a block, the incomplete last block counts, the match ends at the first block nobody holds, and an
-endpoint counts every block before that which it holds. The hash is Python's, seeded per process, instead of llm-d's XXH64: its
+endpoint counts every block before that which it holds. A prompt that engines compute anew, whatever they hold, matches nowhere. The hash is Python's, seeded per process, instead of llm-d's XXH64: its
 values show nowhere.
 
 Owns its table; changed by `decided` and `endpoint_removed`, on the event loop. Removing an endpoint is O(1): what it held is
@@ -20,6 +20,7 @@ from typing import Annotated, Any, Final
 from epp.domain import Decision, Endpoint, EndpointId, PrefixMatch, TokenState
 from epp.kvcache.keys import pack_tokens
 from epp.plugins.computes import computing
+from epp.plugins.reads_cache import reads_cache
 from epp.requests.estimate import TOKEN_BYTES, estimated_prompts
 from epp.scheduling.interfaces import Cycle, DataKey, prefix_match_key
 from epp.scheduling.params import Between
@@ -94,13 +95,16 @@ class ApproxPrefixCacheProducer:
             return
         size = self._block_size(cycle.endpoints[0])
         chains = [self._chain(cycle, prompt, size) for prompt in prompts]
-        counts = self._count(chains)
+        reads = reads_cache(cycle.request)
+        counts = self._count(chains) if reads else {}
         matched = [counts.get(server.bit, 0) if (server := self._servers.get(e.id)) is not None else 0 for e in cycle.endpoints]
         tokens = sum(len(prompt) // TOKEN_BYTES for prompt in prompts)
         cycle.put(self._chains_key, chains)
         cycle.put(
             self._match_key,
-            PrefixMatch(size, sum(map(len, chains)), matched, tokens, [min(tokens, blocks * size) for blocks in matched]),
+            PrefixMatch(
+                size, sum(map(len, chains)), matched, tokens, [min(tokens, blocks * size) for blocks in matched], reads_cache=reads
+            ),
         )
 
     def decided(self, cycle: Cycle, decision: Decision) -> None:

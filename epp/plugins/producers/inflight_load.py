@@ -163,4 +163,4 @@ def _give_back(entry: _Entry) -> None:
         took.load.tokens -= took.prompt + took.output
 
 
-PLUGIN = PluginType(TYPE, InFlightLoadParams, InFlightLoadProducer, frozenset((Role.PRODUCER, Role.ENDPOINT_EXTRACTOR)))
+PLUGIN = PluginType(TYPE, InFlightLoadParams, InFlightLoadProducer, frozenset((Role.PRODUCER, Role.ENDPOINT_EXTRACTOR)), reads_bodies=False)

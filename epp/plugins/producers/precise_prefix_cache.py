@@ -2,7 +2,7 @@
 
 Asks the index once a request and reports in blocks of `blockSizeTokens`, the unit of ratios and counts. Which block size an engine
 uses, and which mediums it has blocks in, is the index's business; what those are worth is said here. Where token ids are absent it
-abstains: it puts nothing, never a guess.
+abstains: it puts nothing, never a guess. A prompt that engines compute anew, whatever they hold, matches nowhere.
 
 With `speculativeIndexing` the chosen endpoint counts as holding the prompt at once, for `speculativeTTL`, so that the next
 request with this prefix follows it before the first event arrives, and longer while its prefill has not been seen to end. An
@@ -19,6 +19,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from epp.domain import CPU, GPU, STORAGE, Api, Decision, EndCause, PrefixMatch, RequestEnd, TokenState, Usage, medium_name
 from epp.plugins.computes import computing
 from epp.plugins.producers.token import TOKENIZED_PROMPT
+from epp.plugins.reads_cache import reads_cache
 from epp.scheduling.interfaces import Cycle, DataKey, PrefixHits, prefix_match_key
 from epp.scheduling.params import NO_EFFECT, PORT, Between, Duration, Spelled
 from epp.scheduling.registry import Collaborators, PluginType, Role
@@ -185,7 +186,8 @@ class PrecisePrefixCacheProducer:
         if tokens is None or tokens.state is TokenState.ABSENT:
             return
         hits = self._index.match(tokens, [endpoint.id for endpoint in cycle.endpoints], cycle.now)
-        unit, matched = self._unit, hits.tokens
+        reads = reads_cache(cycle.request)
+        unit, matched = self._unit, hits.tokens if reads else [0] * len(hits.tokens)
         cycle.put(self._hits_key, hits)
         cycle.put(
             self._match_key,
@@ -195,13 +197,14 @@ class PrecisePrefixCacheProducer:
                 matched_blocks=[held // unit for held in matched],
                 total_tokens=tokens.token_count,
                 matched_tokens=matched,
-                weighted_blocks=_weighted(hits, self._weights, unit),
+                weighted_blocks=_weighted(hits, self._weights, unit) if reads else None,
+                reads_cache=reads,
             ),
         )
 
     def decided(self, cycle: Cycle, decision: Decision) -> None:
-        hits = cycle.get(self._hits_key)
-        if hits is None:
+        hits, match = cycle.get(self._hits_key), cycle.get(self._match_key)
+        if hits is None or match is None:
             return
         ttl = self._speculative_ttl_s
         endpoints = computing(decision)
@@ -209,8 +212,8 @@ class PrecisePrefixCacheProducer:
             for endpoint in endpoints:
                 self._index.speculate(hits, endpoint, cycle.now + ttl)
         request = decision.request
-        model, body = ("", None) if request is None else (request.served_model, request.body)
-        self._index.predict(hits, endpoints[-1], decision.id, model, cycle.now, ttl, reads_cache=body is None or not _reads_no_cache(body))
+        model = "" if request is None else request.served_model
+        self._index.predict(hits, endpoints[-1], decision.id, model, cycle.now, ttl, reads_cache=match.reads_cache)
 
     def ended(self, decision: Decision, end: RequestEnd) -> None:
         if end.cause is EndCause.UPSTREAM_FAILED:
@@ -231,11 +234,6 @@ def _comparable(decision: Decision, usage: Usage | None) -> Usage | None:
         return None
     prompt = usage.prompt_tokens if request.api in _COUNTS_PROMPTS else None
     return Usage(prompt_tokens=prompt, cached_tokens=usage.cached_tokens)
-
-
-def _reads_no_cache(body: Mapping[str, object]) -> bool:
-    """What asks for logprobs of its prompt is computed anew, whatever is cached."""
-    return body.get("prompt_logprobs") is not None or (bool(body.get("echo")) and body.get("logprobs") is not None)
 
 
 def _weighted(hits: PrefixHits, weights: Mapping[str, float], unit: int) -> Sequence[float]:

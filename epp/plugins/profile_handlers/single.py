@@ -23,4 +23,4 @@ class SingleProfileHandler:
 
 TYPE = "single-profile-handler"
 
-PLUGIN = PluginType(TYPE, NoParams, SingleProfileHandler, frozenset((Role.PROFILE_HANDLER,)))
+PLUGIN = PluginType(TYPE, NoParams, SingleProfileHandler, frozenset((Role.PROFILE_HANDLER,)), reads_bodies=False)

@@ -50,4 +50,4 @@ class ActiveRequestScorer:
         return [1.0 if count <= idle else (busiest - count) / busiest * self._busy for count in counts]
 
 
-PLUGIN = PluginType("active-request-scorer", ActiveRequestParams, ActiveRequestScorer, frozenset((Role.SCORER,)))
+PLUGIN = PluginType("active-request-scorer", ActiveRequestParams, ActiveRequestScorer, frozenset((Role.SCORER,)), reads_bodies=False)

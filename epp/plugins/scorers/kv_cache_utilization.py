@@ -23,4 +23,4 @@ class KVCacheUtilizationScorer:
         return [1.0 - endpoint.metrics.kv_cache_usage for endpoint in candidates]
 
 
-PLUGIN = PluginType("kv-cache-utilization-scorer", NoParams, KVCacheUtilizationScorer, frozenset((Role.SCORER,)))
+PLUGIN = PluginType("kv-cache-utilization-scorer", NoParams, KVCacheUtilizationScorer, frozenset((Role.SCORER,)), reads_bodies=False)

@@ -80,4 +80,4 @@ class NoHitLruScorer:
         self._used.pop(endpoint, None)
 
 
-PLUGIN = PluginType("no-hit-lru-scorer", NoHitLruParams, NoHitLruScorer, frozenset((Role.SCORER,)))
+PLUGIN = PluginType("no-hit-lru-scorer", NoHitLruParams, NoHitLruScorer, frozenset((Role.SCORER,)), reads_bodies=False)

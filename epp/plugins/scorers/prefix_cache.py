@@ -65,4 +65,4 @@ class PrefixCacheScorer:
         return [of_length * min(1.0, matched * scale) ** 2 + of_ratio * min(1.0, matched / total) for matched in blocks]
 
 
-PLUGIN = PluginType("prefix-cache-scorer", PrefixCacheParams, PrefixCacheScorer, frozenset((Role.SCORER,)))
+PLUGIN = PluginType("prefix-cache-scorer", PrefixCacheParams, PrefixCacheScorer, frozenset((Role.SCORER,)), reads_bodies=False)

@@ -28,4 +28,4 @@ class QueueScorer:
         return [(longest - queue) / spread for queue in waiting]
 
 
-PLUGIN = PluginType("queue-scorer", NoParams, QueueScorer, frozenset((Role.SCORER,)))
+PLUGIN = PluginType("queue-scorer", NoParams, QueueScorer, frozenset((Role.SCORER,)), reads_bodies=False)

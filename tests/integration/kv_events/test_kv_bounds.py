@@ -29,6 +29,7 @@ def stream_thread() -> StreamThread:
         deliver=lambda *_: None,
         ended=lambda _: None,
         behind=lambda: False,
+        has_enough_of=lambda _: False,
         accepts=lambda _: True,
         clock=lambda: 0.0,
         timing=Timing(),

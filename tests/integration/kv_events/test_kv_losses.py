@@ -13,14 +13,19 @@ PROMPT = list(range(1, 17))
 OTHER = list(range(101, 117))
 
 
-async def test_a_loss_at_the_end_of_an_idle_stream_is_found(publish: Publish) -> None:
-    """No later batch shows the hole; the check does."""
-    rig = Rig(timing=replace(QUICK, check_s=0.1))
-    pod = publish()
+async def heard(rig: Rig, pod: Publisher) -> Publisher:
+    """Of endpoint "a", once the rig listens and knows that it holds PROMPT."""
     rig.source.sync([endpoint("a", pod)])
     await rig.settled()
     await pod.store(PROMPT)
     await eventually(lambda: rig.hit_tokens("a", PROMPT) == 16)
+    return pod
+
+
+async def test_a_loss_at_the_end_of_an_idle_stream_is_found(publish: Publish) -> None:
+    """No later batch shows the hole; the check does."""
+    rig = Rig(timing=replace(QUICK, check_s=0.1))
+    pod = await heard(rig, publish())
     await pod.evict(PROMPT, lost=True)
     await eventually(lambda: rig.hit_tokens("a", PROMPT) == 12)
 
@@ -117,11 +122,7 @@ async def test_a_peer_that_floods_is_cut_off_and_heard_again(rig: Rig, publish: 
 async def test_an_engine_that_seems_to_hold_more_than_it_has_is_learnt_anew(publish: Publish) -> None:
     """Evictions were lost: its own word on how many blocks it has shows it, and the replay says what it really holds."""
     rig = Rig(timing=replace(QUICK, check_s=1000.0))
-    pod = publish()
-    rig.source.sync([endpoint("a", pod)])
-    await rig.settled()
-    await pod.store(PROMPT)
-    await eventually(lambda: rig.hit_tokens("a", PROMPT) == 16)
+    pod = await heard(rig, publish())
     await pod.evict(PROMPT, lost=True)
 
     rig.source.reconcile(EndpointId("a"), EndpointMetrics(num_blocks=4))
@@ -159,11 +160,7 @@ async def test_blocks_are_held_against_what_one_rank_has(publish: Publish) -> No
 async def test_an_engine_that_sleeps_holds_nothing(publish: Publish) -> None:
     """It says that its caches are gone only with its next step, which a sleeping engine does not take (aibrix#2287)."""
     rig = Rig(timing=replace(QUICK, check_s=1000.0))
-    pod = publish()
-    rig.source.sync([endpoint("a", pod)])
-    await rig.settled()
-    await pod.store(PROMPT)
-    await eventually(lambda: rig.hit_tokens("a", PROMPT) == 16)
+    pod = await heard(rig, publish())
 
     for _ in range(3):
         rig.source.reconcile(EndpointId("a"), EndpointMetrics(asleep=True))
@@ -179,11 +176,7 @@ async def test_an_engine_that_sleeps_holds_nothing(publish: Publish) -> None:
 async def test_counters_that_go_back_are_another_process(publish: Publish) -> None:
     """Whatever the streams made of it, what was known before is learnt anew."""
     rig = Rig(timing=replace(QUICK, check_s=1000.0))
-    pod = publish()
-    rig.source.sync([endpoint("a", pod)])
-    await rig.settled()
-    await pod.store(PROMPT)
-    await eventually(lambda: rig.hit_tokens("a", PROMPT) == 16)
+    pod = await heard(rig, publish())
     await pod.evict(PROMPT, lost=True)
 
     for queries in (100.0, 100.0, 250.0):

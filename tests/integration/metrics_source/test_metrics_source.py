@@ -13,7 +13,7 @@ import pytest
 from aiohttp import web
 
 from epp import names
-from epp.datastore import EndpointsListed, MetricsScraped, PoolState
+from epp.datastore import EndpointReached, EndpointsListed, MetricsScraped, PoolState
 from epp.domain import Endpoint, EndpointId
 from epp.errors import ConfigError
 from epp.reporter import Reporter
@@ -100,13 +100,17 @@ class Rig:
         self.scraper = MetricsScraper(self.apply, self.notes, now=time.monotonic, settings=settings, extraction=extraction)
         self.applied: Counter[str] = Counter()
 
-    def apply(self, event: MetricsScraped) -> None:
+    def apply(self, event: MetricsScraped | EndpointReached) -> None:
         self.applied[event.endpoint] += 1
         self.pool.apply(event)
 
     def sync(self, endpoints: Sequence[Endpoint]) -> None:
         self.pool.apply(EndpointsListed(endpoints))
         self.scraper.sync(endpoints)
+
+    def choices(self) -> list[str]:
+        """Who may get a request."""
+        return [endpoint.id for endpoint in self.pool.snapshot().endpoints]
 
     def waiting(self) -> list[int]:
         return [endpoint.metrics.waiting for endpoint in self.pool.snapshot().endpoints]
@@ -185,6 +189,42 @@ async def test_a_server_that_is_down_comes_back() -> None:
         async with listening(server, port):
             await eventually(lambda: rig.waiting() == [6])
         await eventually(lambda: rig.notes.recovered == {"default/a": 1} and rig.notes.failures["default/a", "connect"] >= 3)
+
+
+async def test_a_server_that_died_is_no_choice_until_it_is_back() -> None:
+    """Its process is gone, and the file still lists it; no request has to find that out."""
+    server = ModelServer()
+    async with listening(ModelServer()) as other, running(Rig(), other.endpoint("b")) as rig:
+        async with listening(server):
+            rig.sync([server.endpoint("a"), other.endpoint("b")])
+            await eventually(lambda: rig.applied["default/a"] > 0)
+            assert rig.choices() == ["default/a", "default/b"]
+        await eventually(lambda: rig.choices() == ["default/b"])
+        async with listening(server, server.port):
+            await eventually(lambda: rig.choices() == ["default/a", "default/b"])
+
+
+async def test_a_server_that_does_not_listen_yet_is_no_choice() -> None:
+    """Listed while it loads its model."""
+    with socket.create_server(("127.0.0.1", 0)) as reserved:
+        port = reserved.getsockname()[1]
+    async with (
+        listening(ModelServer()) as up,
+        running(Rig(), Endpoint(EndpointId("default/a"), "127.0.0.1", port), up.endpoint("b")) as rig,
+    ):
+        await eventually(lambda: rig.choices() == ["default/b"])
+
+
+async def test_metrics_at_another_port_say_nothing_of_who_serves() -> None:
+    """A side car that is gone takes no endpoint along."""
+    async with listening(ModelServer()) as server:
+        with socket.create_server(("127.0.0.1", 0)) as reserved:
+            port = reserved.getsockname()[1]
+        settings = ScrapeSettings(interval_s=0.01, port=port)
+        endpoints = [Endpoint(EndpointId(f"default/{name}"), host, server.port) for name, host in (("a", "127.0.0.1"), ("b", "127.0.0.2"))]
+        async with listening(ModelServer(), port), running(Rig(settings), *endpoints) as rig:
+            await eventually(lambda: rig.notes.failures["default/b", "connect"] >= 3 and rig.applied["default/a"] > 0)
+            assert rig.choices() == ["default/a", "default/b"]
 
 
 async def test_a_silent_server_times_out_and_only_one_request_waits() -> None:
@@ -290,7 +330,7 @@ async def test_a_defect_of_ours_does_not_end_the_scraping(caplog: pytest.LogCapt
     """One endpoint's metrics cannot be applied: it is logged with the place, and goes on for all."""
 
     class Poisoned(Rig):
-        def apply(self, event: MetricsScraped) -> None:
+        def apply(self, event: MetricsScraped | EndpointReached) -> None:
             if event.endpoint == "default/a":
                 raise ZeroDivisionError
             super().apply(event)

@@ -9,14 +9,14 @@ import pytest
 
 from epp import config
 from epp.config import EffectiveConfig
-from epp.domain import DecisionId, EndCause, Endpoint, EndpointId, RequestEnd, TokenizedRequest, Usage
+from epp.domain import DecisionId, EndCause, Endpoint, EndpointId, RequestEnd, TokenizedRequest
 from epp.errors import ConfigError
 from epp.reporter import Reporter
 from epp.scheduling import registry
 from epp.scheduling.interfaces import Cycle, DataKey, PrefixHits
 from epp.scheduling.params import NoParams
-from epp.scheduling.registry import Collaborators, PluginType, Registry, Role
-from epp.testing.builders import make_cycle, make_endpoint, make_tokens
+from epp.scheduling.registry import Collaborators, EmptyIndex, PluginType, Registry, Role
+from epp.testing.builders import make_cycle, make_endpoint, make_request, make_tokens
 
 CONFIGS = Path(__file__).parents[2] / "data" / "configs"
 REGISTRY = registry.load()
@@ -28,7 +28,7 @@ class Hits:
     offloaded: dict[str, list[int]] = field(default_factory=dict)
 
 
-class Index:
+class Index(EmptyIndex):
     """Holds whole prompts where they were speculated."""
 
     def __init__(self) -> None:
@@ -42,22 +42,6 @@ class Index:
 
     def unspeculate(self, endpoint: EndpointId) -> None:
         self.holders.discard(endpoint)
-
-    def predict(
-        self,
-        hits: PrefixHits,
-        endpoint: EndpointId,
-        decision_id: DecisionId,
-        model: str,
-        now: float,
-        ttl_s: float,
-        *,
-        reads_cache: bool,
-    ) -> None:
-        """Nothing is held against it."""
-
-    def answer_ended(self, decision_id: DecisionId, *, served: bool, said: Usage | None) -> None:
-        """Nothing was."""
 
 
 def test_the_perf_configuration_schedules() -> None:
@@ -138,8 +122,8 @@ def choosy(name: str, params: object, collaborators: Collaborators) -> object:
     raise ConfigError(f"plugin {name!r} needs a licence")
 
 
-def with_plugin(factory: Callable[[str, Any, Collaborators], object], role: Role, plugins: str) -> EffectiveConfig:
-    mine = PluginType("mine", NoParams, factory, frozenset((role,)))
+def with_plugin(factory: Callable[[str, Any, Collaborators], object], role: Role, plugins: str, **said: bool) -> EffectiveConfig:
+    mine = PluginType("mine", NoParams, factory, frozenset((role,)), **said)
     text = f"apiVersion: llm-d.ai/v1alpha1\nkind: EndpointPickerConfig\nplugins: [{plugins}]"
     return config.load(text, "c.yaml", Registry([*REGISTRY.values(), mine]))
 
@@ -149,6 +133,49 @@ def test_a_plugin_of_another_package_takes_part() -> None:
     built = config.build(with_plugin(Third, Role.SCORER, "{type: mine}"), Collaborators(), Reporter())
     decision = built.scheduler.schedule(make_cycle([make_endpoint()]), decision_id=DecisionId("1"), request_id="1")
     assert [said.name for said in decision.primary.scores] == ["mine"]
+
+
+def test_bodies_are_read_whole_for_a_plugin_that_does_not_say_it_needs_none() -> None:
+    """Somebody's plugin gets what it asks for; load-only routing and plugins that say so leave prompts alone."""
+    assert with_plugin(Third, Role.SCORER, "{type: mine}, {type: queue-scorer}").reads_bodies
+    assert not with_plugin(Third, Role.SCORER, "{type: mine}, {type: queue-scorer}", reads_bodies=False).reads_bodies
+    assert with_plugin(Third, Role.SCORER, "{type: token-producer}, {type: queue-scorer}").reads_bodies
+    assert config.load_file(CONFIGS / "precise-prefix-perf.yaml").reads_bodies
+
+
+class Unreadable(dict[str, object]):
+    """A body that tells on whoever looks into it."""
+
+    def get(self, key: str, default: object = None) -> object:
+        raise AssertionError(f"{key} was looked for")
+
+    __getitem__ = __contains__ = __iter__ = __len__ = items = keys = values = get  # type: ignore[assignment]
+
+
+class Failures(Reporter):
+    """Remembers who failed."""
+
+    def __init__(self) -> None:
+        self.failed: list[str] = []
+
+    def plugin_failed(self, plugin: str, error: Exception) -> None:
+        self.failed.append(plugin)
+
+
+def test_our_plugins_look_into_bodies_only_where_they_say_so() -> None:
+    """Otherwise they would see bodies without prompts."""
+    types = (
+        "queue-scorer, kv-cache-utilization-scorer, active-request-scorer, no-hit-lru-scorer, prefix-cache-scorer, decode-filter, "
+        "inflight-load-producer, approx-prefix-cache-producer, max-score-picker, single-profile-handler"
+    )
+    loaded = with_plugin(Third, Role.SCORER, ", ".join(f"{{type: {name}}}" for name in types.split(", ")))
+    failures = Failures()
+    scheduler = config.build(loaded, Collaborators(), failures).scheduler
+    request = make_request()
+    request.body = Unreadable()
+    decision = scheduler.schedule(make_cycle([make_endpoint()], request=request), decision_id=DecisionId("1"), request_id="1")
+    scheduler.ended(decision, RequestEnd(decision.id, EndCause.FINISHED, status=200))
+    assert failures.failed == ["approx-prefix-cache-producer"]
 
 
 @pytest.mark.parametrize(

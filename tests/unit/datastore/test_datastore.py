@@ -5,7 +5,7 @@ import dataclasses
 from hypothesis import given
 from hypothesis import strategies as st
 
-from epp.datastore import EndpointsListed, MetricsScraped, PoolState
+from epp.datastore import EndpointReached, EndpointsListed, MetricsScraped, PoolState
 from epp.domain import NEVER_SCRAPED, Endpoint, EndpointId, EndpointMetrics
 
 NAMES = "abcd"
@@ -70,6 +70,35 @@ def test_metrics_of_an_endpoint_that_has_gone_are_ignored() -> None:
     pool.apply(EndpointsListed([]))
     pool.apply(scraped("a", 3))
     assert pool.snapshot().endpoints == ()
+
+
+def reached(name: str, *, reachable: bool) -> EndpointReached:
+    return EndpointReached(EndpointId(name), reachable)
+
+
+def test_who_cannot_be_reached_is_no_choice() -> None:
+    """Until it can, or is another server; one that has gone meanwhile is not brought back."""
+    pool = PoolState()
+    pool.apply(EndpointsListed([endpoint("a"), endpoint("b")]))
+    pool.apply(reached("a", reachable=False))
+    pool.apply(reached("z", reachable=False))
+    assert ([e.id for e in pool.snapshot().endpoints], pool.reachable) == (["b"], 1)
+    pool.apply(EndpointsListed([endpoint("a", role="decode"), endpoint("b")]))
+    assert [e.id for e in pool.snapshot().endpoints] == ["b"]
+    pool.apply(reached("a", reachable=True))
+    assert ([e.id for e in pool.snapshot().endpoints], pool.reachable) == (["a", "b"], 2)
+    pool.apply(reached("a", reachable=False))
+    pool.apply(EndpointsListed([endpoint("a", 8001), endpoint("b")]))
+    assert ([e.id for e in pool.snapshot().endpoints], pool.reachable) == (["a", "b"], 2)
+
+
+def test_where_nobody_can_be_reached_all_are_choices() -> None:
+    """The fault may be ours: a firewall between us and them, say."""
+    pool = PoolState()
+    pool.apply(EndpointsListed([endpoint("a"), endpoint("b")]))
+    for name in "ab":
+        pool.apply(reached(name, reachable=False))
+    assert ([e.id for e in pool.snapshot().endpoints], pool.reachable) == (["a", "b"], 0)
 
 
 _events = st.lists(

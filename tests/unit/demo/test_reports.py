@@ -40,6 +40,7 @@ def test_the_end_shows_each_pod_of_a_sample() -> None:
     text = terminal.render({mode: measure(run) for mode, run in ours.items()}, samples.choose(ours[Mode.PRECISE]))
     assert re.search(r"▶ pod-0 .* 9 of 10 +1\.80 = prefix-cache 1\.80 \+ active-request 0\.00", text)
     assert re.search(r"  pod-1 .* 0 of 10 +0\.00", text)
+    assert "Foreseen: of so many requests epp said beforehand" in text
 
 
 def test_the_page_needs_nothing_else_and_escapes_what_users_wrote() -> None:

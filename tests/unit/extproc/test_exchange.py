@@ -1,24 +1,19 @@
-"""The state table of the ext_proc conversation, sequence by sequence (spec/protocol.md 2.4) and as a whole."""
+"""The ext_proc conversation, sequence by sequence (spec/protocol.md 2.4)."""
 
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import pytest
-from hypothesis import example, given
+from hypothesis import given
 from hypothesis import strategies as st
 
 from epp.domain import DecisionId
-from epp.errors import BadRequestError, InternalError, PayloadTooLargeError, ProtocolError
+from epp.errors import BadRequestError, InternalError, PayloadTooLargeError
 from epp.extproc.events import (
     Action,
-    BodyMode,
-    ContinueRequestBody,
-    ContinueRequestHeaders,
-    ContinueResponseBody,
     Event,
     Pick,
     Reject,
-    ReplyBufferedRequest,
     ReplyRequestBody,
     ReplyRequestHeaders,
     ReplyRequestTrailers,
@@ -29,48 +24,27 @@ from epp.extproc.events import (
     RequestHeaders,
     RequestTrailers,
     ResponseBody,
-    ResponseHeaders,
-    ResponseTrailers,
     Route,
 )
-from epp.extproc.exchange import Exchange, State
-
-ROUTE = Route("10.0.0.1:8000", DecisionId("d1"))
-HEADERS = {":path": "/v1/completions"}
-RH = RequestHeaders(HEADERS, end_of_stream=False)
-RH_END = RequestHeaders(HEADERS, end_of_stream=True)
-RB = RequestBody(b"abc", end_of_stream=False)
-RB_END = RequestBody(b"de", end_of_stream=True)
-RT = RequestTrailers()
-SH = ResponseHeaders(200, end_of_stream=False)
-SH_END = ResponseHeaders(200, end_of_stream=True)
-SB = ResponseBody(b"xyz", end_of_stream=False)
-SB_END = ResponseBody(b"", end_of_stream=True)
-ST = ResponseTrailers()
-SH_JSON = ResponseHeaders(200, end_of_stream=False, content_type="application/json")
-SH_EVENTS = ResponseHeaders(200, end_of_stream=False, content_type="text/event-stream")
-DUPLEX = BodyMode.FULL_DUPLEX_STREAMED
-AT_THE_HEADERS = (BodyMode.STREAMED, BodyMode.NONE, BodyMode.BUFFERED_PARTIAL)
-
-
-def headers(request: BodyMode, response: BodyMode | None = None, *, end_of_stream: bool = False) -> RequestHeaders:
-    """The first message of a stream whose filter is configured like this."""
-    return RequestHeaders(HEADERS, end_of_stream, request_body_mode=request, response_body_mode=response)
-
-
-def run(*events: Event, max_body: int = 1000, route: Route = ROUTE) -> list[Action]:
-    """All actions of a conversation whose picks are answered at once with `route`."""
-    exchange = Exchange(max_body)
-    actions: list[Action] = []
-    for event in events:
-        for action in exchange.receive(event):
-            actions += [action, *exchange.resolve(route)] if isinstance(action, Pick) else [action]
-    return actions
-
-
-def picked(body: bytes | None) -> list[Action]:
-    return [Pick(HEADERS, None, body), ReplyRequestHeaders(ROUTE, len(body or b""))]
-
+from epp.extproc.exchange import Exchange
+from tests.unit.extproc.conversations import (
+    HEADERS,
+    RB,
+    RB_END,
+    RH,
+    RH_END,
+    ROUTE,
+    RT,
+    SB,
+    SB_END,
+    SH,
+    SH_END,
+    SH_EVENTS,
+    SH_JSON,
+    ST,
+    picked,
+    run,
+)
 
 SEQUENCES: dict[str, tuple[list[Event], list[Action]]] = {
     "S1 GET": (
@@ -216,102 +190,6 @@ def test_a_body_over_the_limit_is_refused_before_its_end() -> None:
     )
 
 
-# What a filter in one of the other request body modes sends and gets.
-MODES: dict[str, tuple[list[Event], list[Action]]] = {
-    "BUFFERED": (
-        [headers(BodyMode.BUFFERED), RB_END, SH],
-        [ContinueRequestHeaders(), Pick(HEADERS, None, b"de"), ReplyBufferedRequest(ROUTE), ReplyResponseHeaders()],
-    ),
-    "BUFFERED, with trailers": (
-        [headers(BodyMode.BUFFERED), RB, RT, SH],
-        [
-            ContinueRequestHeaders(),
-            Pick(HEADERS, None, b"abc"),
-            ReplyBufferedRequest(ROUTE),
-            ReplyRequestTrailers(),
-            ReplyResponseHeaders(),
-        ],
-    ),
-    "BUFFERED, over Envoy's own limit: Envoy answers": (
-        [headers(BodyMode.BUFFERED), SH, SB_END],
-        [ContinueRequestHeaders(), ReplyResponseHeaders(), ReplyResponseBody(b"", end_of_stream=True)],
-    ),
-    "the whole request goes on after the answer began": (
-        [headers(BodyMode.STREAMED), SH, RB, RB_END, SB_END],
-        [
-            Pick(HEADERS, None, None, body_follows=True),
-            ReplyRequestHeaders(ROUTE, 0),
-            ReplyResponseHeaders(),
-            ContinueRequestBody(),
-            ContinueRequestBody(),
-            ReplyResponseBody(b"", end_of_stream=True),
-        ],
-    ),
-    **{
-        f"{mode.name}, with trailers": (
-            [headers(mode), RB, RB, RT, SH],
-            [
-                Pick(HEADERS, None, None, body_follows=True),
-                ReplyRequestHeaders(ROUTE, 0),
-                ContinueRequestBody(),
-                ContinueRequestBody(),
-                ReplyRequestTrailers(),
-                ReplyResponseHeaders(),
-            ],
-        )
-        for mode in AT_THE_HEADERS
-    },
-    **{
-        f"{mode.name}, a GET": ([headers(mode, end_of_stream=True), SH], [*picked(None), ReplyResponseHeaders()])
-        for mode in BodyMode
-        if mode is not BodyMode.GRPC
-    },
-}
-
-
-@pytest.mark.parametrize("name", MODES)
-def test_request_body_modes(name: str) -> None:
-    """BUFFERED picks on the body, the other modes at the headers; every message gets the one reply its mode demands (D15)."""
-    events, actions = MODES[name]
-    assert run(*events) == actions
-
-
-def test_messages_that_overtake_a_pick_at_the_headers_are_answered_after_it() -> None:
-    """A filter that does not wait for the header reply still gets its replies in order."""
-    exchange = Exchange(1000)
-    for event in (headers(BodyMode.STREAMED), RB, RT):
-        exchange.receive(event)
-    assert exchange.resolve(ROUTE) == [ReplyRequestHeaders(ROUTE, 0), ContinueRequestBody(), ReplyRequestTrailers()]
-
-
-def test_a_buffered_request_without_a_body_but_with_trailers_is_refused() -> None:
-    """Its headers went on without a destination: an answer of ours is better than Envoy's 503 for no reason."""
-    [_, reject] = run(headers(BodyMode.BUFFERED), RT)
-    assert isinstance(reject, Reject)
-    assert reject.error.http_status == 400
-
-
-def test_a_buffered_body_over_the_limit_is_refused() -> None:
-    """413 in BUFFERED too."""
-    [_, reject] = run(headers(BodyMode.BUFFERED), RequestBody(bytes(1001), end_of_stream=True))
-    assert isinstance(reject, Reject)
-    assert isinstance(reject.error, PayloadTooLargeError)
-
-
-@pytest.mark.parametrize("mode", [BodyMode.STREAMED, BodyMode.BUFFERED, BodyMode.BUFFERED_PARTIAL])
-def test_response_body_modes(mode: BodyMode) -> None:
-    """Each message of an answer gets one empty reply where the filter does not stream in full duplex."""
-    replies = run(headers(DUPLEX, mode, end_of_stream=True), SH_JSON, SB, SB_END)[2:]
-    assert replies == [ReplyResponseHeaders(), ContinueResponseBody(), ContinueResponseBody()]
-
-
-@pytest.mark.parametrize("first", [headers(BodyMode.GRPC), headers(DUPLEX, BodyMode.GRPC), ResponseHeaders(200, False, "", BodyMode.GRPC)])
-def test_the_body_mode_we_do_not_speak_is_named_with_the_remedy(first: Event) -> None:
-    """A filter configured for it gets an error at once instead of a request that hangs."""
-    with pytest.raises(ProtocolError, match=r"_body_mode is GRPC, which epp does not speak: set it to FULL_DUPLEX_STREAMED"):
-        run(first)
-
-
 def test_an_exchange_whose_answer_nobody_needs_is_over() -> None:
     """S14: the stream can end as soon as the request is on its way."""
     route = Route("10.0.0.1:8000", DecisionId("d1"), skip_response=True)
@@ -410,66 +288,6 @@ def test_answering_a_pick_twice_is_a_bug() -> None:
         exchange.resolve(ROUTE)
 
 
-# Written down a second time, so that a row of the table cannot be lost without notice.
-LEGAL: dict[State, tuple[Event, ...]] = {
-    State.EXPECT_REQUEST_HEADERS: (RH, SH),
-    State.READING_REQUEST_BODY: (RB, RT, SH),
-    State.EXPECT_BUFFERED_BODY: (RB, RT, SH),
-    State.PICKING: (RB, SH),
-    State.PICKING_BEFORE_BODY: (RB, RT, SH),
-    State.PASSING_REQUEST: (RB, RT, SH, SB, ST),
-    State.EXPECT_RESPONSE_HEADERS: (RB, SH, SB, ST),
-    State.READING_RESPONSE_BODY: (RB, RT, SB, ST),
-    State.RESPONSE_COMPLETE: (RB, RT, SB),
-    State.REJECTED: (RH, RB, RT, SH, SB, ST),
-    State.CLOSED: (),
-}
-WAYS: dict[State, tuple[Event, ...]] = {
-    State.EXPECT_REQUEST_HEADERS: (),
-    State.READING_REQUEST_BODY: (RH,),
-    State.EXPECT_BUFFERED_BODY: (headers(BodyMode.BUFFERED),),
-    State.PICKING: (RH_END,),
-    State.PICKING_BEFORE_BODY: (headers(BodyMode.NONE),),
-    State.PASSING_REQUEST: (headers(BodyMode.STREAMED),),
-    State.EXPECT_RESPONSE_HEADERS: (RH_END,),
-    State.READING_RESPONSE_BODY: (RH_END, SH),
-    State.RESPONSE_COMPLETE: (RH_END, SH_END),
-    State.REJECTED: (RH_END,),
-    State.CLOSED: (RB,),
-}
-
-
-def in_state(state: State) -> Exchange:
-    exchange = Exchange(1000)
-    for event in WAYS[state]:
-        try:
-            picks = exchange.receive(event)
-        except ProtocolError:
-            break
-        if picks and state is State.REJECTED:
-            exchange.reject(BadRequestError("no"))
-        elif any(isinstance(action, Pick) for action in picks) and state not in (State.PICKING, State.PICKING_BEFORE_BODY):
-            exchange.resolve(ROUTE)
-    assert exchange.state is state
-    return exchange
-
-
-@pytest.mark.parametrize(
-    ("state", "event"), list(itertools.product(State, (RH, RB, RT, SH, SB, ST))), ids=lambda x: getattr(x, "name", type(x).__name__)
-)
-def test_every_pair_of_state_and_event(state: State, event: Event) -> None:
-    """A pair is handled, or raises ProtocolError naming both and closes the conversation for good."""
-    exchange = in_state(state)
-    if event in LEGAL[state]:
-        exchange.receive(event)
-        assert exchange.state is not State.CLOSED
-        return
-    with pytest.raises(ProtocolError, match=rf"^{type(event).__name__} is not expected in state {state.name}$"):
-        exchange.receive(event)
-    with pytest.raises(ProtocolError):
-        exchange.receive(RH)
-
-
 @given(size=st.integers(0, 200_000), cuts=st.lists(st.integers(0, 200_000), max_size=8), marked=st.booleans())
 def test_chunk_borders_mean_nothing(size: int, cuts: list[int], *, marked: bool) -> None:
     """Any chunking of a body, its end marked on the last chunk or on an empty one, gives the same pick and forwards the same bytes."""
@@ -485,74 +303,3 @@ def test_chunk_borders_mean_nothing(size: int, cuts: list[int], *, marked: bool)
     assert headers == ReplyRequestHeaders(ROUTE, size)
     assert b"".join(reply.data for reply in replies if isinstance(reply, ReplyRequestBody)) == body
     assert [reply.end_of_stream for reply in replies if isinstance(reply, ReplyRequestBody)] == [False] * (len(replies) - 1) + [True]
-
-
-bodies = st.binary(max_size=8)
-modes = st.none() | st.sampled_from(BodyMode)
-events = st.one_of(
-    st.builds(RequestHeaders, st.just(HEADERS), st.booleans(), request_body_mode=modes, response_body_mode=modes),
-    st.builds(RequestBody, bodies, st.booleans()),
-    st.just(RT),
-    st.builds(ResponseHeaders, st.just(200), st.booleans(), st.sampled_from(["application/json", "text/event-stream", ""])),
-    st.builds(ResponseBody, bodies, st.booleans()),
-    st.just(ST),
-)
-PHASES: dict[type[Action], tuple[str, int]] = {
-    ReplyRequestHeaders: ("request", 0),
-    ContinueRequestHeaders: ("request", 0),
-    ReplyRequestBody: ("request", 1),
-    ReplyBufferedRequest: ("request", 1),
-    ContinueRequestBody: ("request", 1),
-    ReplyRequestTrailers: ("request", 2),
-    ReplyResponseHeaders: ("response", 0),
-    ReplyResponseBody: ("response", 1),
-    ContinueResponseBody: ("response", 1),
-    ReplyResponseTrailers: ("response", 2),
-}
-
-
-def check_order(replies: Iterable[Action]) -> None:
-    """Per direction headers before body before trailers, one end of a stream at most; nothing after an immediate response."""
-    phase, ended, rejected = {"request": -1, "response": -1}, set(), False
-    for reply in replies:
-        assert not rejected
-        if isinstance(reply, Reject):
-            rejected = True
-            continue
-        direction, step = PHASES[type(reply)]
-        assert phase[direction] <= step
-        assert step == 1 or phase[direction] < step
-        assert direction not in ended
-        phase[direction] = step
-        if isinstance(reply, ReplyRequestBody | ReplyResponseBody) and reply.end_of_stream:
-            ended.add(direction)
-
-
-@given(st.lists(events, max_size=12), st.sampled_from(["resolve", "reject", "late"]))
-@example([RequestHeaders({}, end_of_stream=False, request_body_mode=BodyMode.NONE), RT, RequestBody(b"x", end_of_stream=False)], "resolve")
-@example([RequestHeaders({}, end_of_stream=False, request_body_mode=BodyMode.NONE), RT, RT], "late")
-def test_any_order_of_events_ends_well(told: list[Event], answer: str) -> None:
-    """Whatever a peer sends, we pick once at most, keep Envoy's order of replies, and raise nothing but ProtocolError."""
-    exchange, picks = Exchange(20), 0
-    sent: list[Action] = []
-    late: list[Pick] = []
-    for event in told:
-        try:
-            actions = exchange.receive(event)
-        except ProtocolError:
-            break
-        for action in actions:
-            if not isinstance(action, Pick):
-                sent.append(action)
-                continue
-            picks += 1
-            if answer == "reject":
-                sent += exchange.reject(BadRequestError("no"))
-            elif answer == "resolve":
-                sent += exchange.resolve(ROUTE)
-            else:
-                late.append(action)
-    for _ in late:
-        sent += exchange.resolve(ROUTE)
-    assert picks <= 1
-    check_order(sent)

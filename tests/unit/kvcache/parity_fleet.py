@@ -53,6 +53,9 @@ class Recorder(Reporter):
     verdicts: Counter[str] = field(default_factory=Counter)
     lost: list[ParityLoss] = field(default_factory=list)
     restored: list[str] = field(default_factory=list)
+    """Models that were seen to fit again."""
+    over: list[str] = field(default_factory=list)
+    """Models whose alarm ended because what it was about is no more."""
     counts: Counter[bool] = field(default_factory=Counter)
     counted: list[tuple[int, int]] = field(default_factory=list)
 
@@ -70,6 +73,9 @@ class Recorder(Reporter):
 
     def parity_restored(self, model: str) -> None:
         self.restored.append(model)
+
+    def parity_forgotten(self, model: str) -> None:
+        self.over.append(model)
 
 
 class Fleet:
@@ -178,3 +184,10 @@ class Fleet:
 def chat(rng: random.Random, length: int = 120) -> list[int]:
     """A system prompt that many share, and what one user says."""
     return [*SYSTEM, *(rng.randrange(5000, 90_000) for _ in range(length))]
+
+
+def warm_up(fleet: Fleet, rng: random.Random, requests: int = 20) -> None:
+    """Healthy traffic, so that caches hold the system prompt and comparisons have begun."""
+    for number in range(requests):
+        fleet.serve(chat(rng), PODS[number % 2])
+    assert not fleet.told.lost

@@ -10,7 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from epp.domain import EndpointId, EngineHash, TokenizedRequest, TokenState
 from epp.kvcache.events import AllCleared, Batch, BlockRemoved, BlockStored, Event
 from epp.kvcache.index import PrefixIndex
-from epp.kvcache.keys import pack_tokens, salt_extras
+from epp.kvcache.keys import engine_hash, pack_tokens, salt_extras
 from epp.reporter import Reporter
 from tests.unit.kvcache.cache_model import CacheModel, Content
 
@@ -63,7 +63,7 @@ class Fleet(RuleBasedStateMachine):
         model = self.models[endpoint]
         size = model.block_size
         ends = range(size, len(tokens) + 1, size)
-        chain = [EngineHash(hash((endpoint, lora, salt, tokens[:end], path if lora else 0)) % (1 << 64)) for end in ends]
+        chain = [engine_hash(hash((endpoint, lora, salt, tokens[:end], path if lora else 0))) for end in ends]
         cached = next((i for i, block in enumerate(chain) if block not in model.held), len(chain))
         cached = min(cached, max(0, len(tokens) - 1) // size)
         middle = min(len(chain), cached + cut)

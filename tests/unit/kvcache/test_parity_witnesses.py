@@ -1,24 +1,17 @@
-"""What the parity monitor makes of answers, of counters, of silence, and of endpoints that differ: each alarm within 20 requests."""
+"""What the parity monitor makes of answers, of counters and of silence: each alarm within 20 requests."""
 
 import random
 from collections.abc import Callable
 
 import pytest
 
-from epp.domain import Api, EndCause, Endpoint, EndpointId, Usage
+from epp.domain import Api, EndCause, Usage
 from epp.kvcache.counted_hits import MAX_AGE_S, REQUESTS
 from epp.kvcache.events import decode
 from tests.unit.kvcache.engine import Engine
-from tests.unit.kvcache.parity_fleet import PODS, SYSTEM, Fleet, chat
+from tests.unit.kvcache.parity_fleet import PODS, SYSTEM, Fleet, chat, warm_up
 
 A, B = PODS
-
-
-def warm(fleet: Fleet, rng: random.Random, requests: int = 20) -> None:
-    """Healthy traffic, so that caches hold the system prompt and comparisons have begun."""
-    for number in range(requests):
-        fleet.serve(chat(rng), PODS[number % 2])
-    assert not fleet.told.lost
 
 
 # --- hits that are believed in ---------------------------------------------------------------------------------------
@@ -28,7 +21,7 @@ def warm(fleet: Fleet, rng: random.Random, requests: int = 20) -> None:
 def test_a_stale_index_is_noticed_within_20_requests(tells: bool) -> None:  # noqa: FBT001  # a parameter of the test
     """An engine lost its cache without a word: what its answers or counters say of hits is less than half of what it was taken to hold."""
     fleet, rng = Fleet(), random.Random(1)
-    warm(fleet, rng)
+    warm_up(fleet, rng)
     conversations = [chat(rng) for _ in range(20)]
     for ours in conversations:
         fleet.serve(ours, A)
@@ -119,7 +112,7 @@ def test_what_is_found_again_ends_the_alarm() -> None:
 def test_traffic_past_us_makes_no_shortfall() -> None:
     """Counters go further than our requests alone, never less far."""
     fleet, rng = Fleet(), random.Random(1)
-    warm(fleet, rng)
+    warm_up(fleet, rng)
     for _ in range(60):
         fleet.serve(chat(rng), A)
         for _ in range(3):
@@ -132,7 +125,7 @@ def test_traffic_past_us_makes_no_shortfall() -> None:
 def test_prompts_the_engine_does_not_look_up_are_not_missed() -> None:
     """Who asks for logprobs of the prompt has it computed anew, whatever is cached: neither answers nor counters say that we are wrong."""
     fleet, rng = Fleet(), random.Random(1)
-    warm(fleet, rng)
+    warm_up(fleet, rng)
     for number in range(60):
         ours, engine = chat(rng), fleet.engines[A]
         body: dict[str, object] = {"prompt_logprobs": 1} if number % 2 else {"echo": True, "logprobs": 1}
@@ -186,7 +179,7 @@ def test_a_comparison_that_takes_too_long_begins_anew() -> None:
 def test_requests_that_failed_or_went_elsewhere_are_no_witnesses() -> None:
     """Their endpoint never had them, so it has found and stored nothing for them."""
     fleet, rng = Fleet(), random.Random(1)
-    warm(fleet, rng)
+    warm_up(fleet, rng)
     for number in range(60):
         decision = fleet.decide(chat(rng), A)
         usage = Usage(prompt_tokens=7, cached_tokens=0)
@@ -234,60 +227,6 @@ def test_counts_that_mean_something_else_are_not_compared(api: Api) -> None:
     for _ in range(20):
         fleet.end(fleet.decide(chat(rng), A, api=api), usage=Usage(prompt_tokens=3))
     assert not fleet.told.counts
-
-
-# --- engines that differ ----------------------------------------------------------------------------------------------
-
-
-def test_one_endpoint_with_another_engine_version_is_named() -> None:
-    """The others fit, so it is not our template: an alarm for one endpoint of eight, within its 20 requests."""
-    endpoints = [Endpoint(EndpointId(f"ns/{i}"), f"10.0.0.{i}", 8000) for i in range(8)]
-    fleet, rng = Fleet(endpoints=endpoints), random.Random(1)
-    for number in range(8 * 20):
-        ours, pod = chat(rng), endpoints[number % 8].id
-        fleet.serve(ours, pod, [*ours[:64], 7, *ours[64:]] if number % 8 == 3 else ours)
-    (loss,) = fleet.told.lost
-    assert (loss.cause, loss.endpoints) == ("version", ("ns/3",))
-    assert "differ from those of the other endpoints: chat template or tokenizer: prompts differ from token 64 on" in loss.detail
-
-
-def test_an_engine_that_came_back_as_another_version_is_named() -> None:
-    """It fitted before it restarted."""
-    fleet, rng = Fleet(), random.Random(1)
-    for _ in range(10):
-        fleet.serve(chat(rng), A)
-    fleet.engines[A].restart()
-    fleet.index.clear(A)
-    for _ in range(20):
-        ours = chat(rng)
-        fleet.serve(ours, A, [1, *ours])
-    (loss,) = fleet.told.lost
-    assert loss.cause == "version"
-    assert "which changed with a restart there: beginning-of-sequence token" in loss.detail
-
-
-def test_the_same_difference_everywhere_is_no_matter_of_versions() -> None:
-    """It is ours to mend."""
-    fleet, rng = Fleet(), random.Random(1)
-    for number in range(20):
-        ours = chat(rng)
-        fleet.serve(ours, PODS[number % 2], [1, *ours])
-    assert [loss.cause for loss in fleet.told.lost] == ["bos"]
-
-
-def test_an_endpoint_that_is_gone_takes_its_alarm_along() -> None:
-    """Nobody will see it fit again."""
-    fleet, rng = Fleet(), random.Random(1)
-    warm(fleet, rng, 80)
-    for _ in range(20):
-        ours = chat(rng)
-        fleet.serve(ours, B)
-        fleet.serve(ours, A, [1, *ours])
-    assert [loss.endpoints for loss in fleet.told.lost] == [(A,)]
-    fleet.monitor.removed(A)
-    for _ in range(40):
-        fleet.serve(chat(rng), B)
-    assert fleet.told.restored == ["m"]
 
 
 # --- silence ----------------------------------------------------------------------------------------------------------

@@ -1,8 +1,9 @@
-"""A decision as the scheduler makes it: two candidates, one of them removed by a filter."""
+"""A decision as the scheduler makes it: two candidates, one of them removed by a filter; a reporter, and what Prometheus reads of it."""
 
 from collections.abc import Callable
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 from epp.domain import (
     Api,
@@ -17,6 +18,7 @@ from epp.domain import (
     TokenizedRequest,
     TokenState,
 )
+from epp.observability.prometheus import PrometheusReporter
 
 A = Endpoint(EndpointId("team/a"), "10.0.0.1", 8000)
 B = Endpoint(EndpointId("team/b"), "10.0.0.2", 8000)
@@ -47,3 +49,15 @@ def make_decision(model: str = "tiny", *, number: int = 1, body: bool = True) ->
 def decide() -> Decide:
     """Builds decisions."""
     return make_decision
+
+
+@pytest.fixture
+def registry() -> CollectorRegistry:
+    """What Prometheus reads."""
+    return CollectorRegistry()
+
+
+@pytest.fixture
+def reporter(registry: CollectorRegistry) -> PrometheusReporter:
+    """Counts into `registry`."""
+    return PrometheusReporter(registry, pool_name="pool", build_ref="v1")

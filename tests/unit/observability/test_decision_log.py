@@ -48,7 +48,7 @@ def test_a_decision_and_its_end(tmp_path: Path, decide: Decide) -> None:
                     "matches": {"precise": {"tokens": 0, "blocks": 0}},
                 },
             ],
-            "prefix": {"precise": {"block_size": 16, "total_blocks": 4, "total_tokens": 70}},
+            "prefix": {"precise": {"block_size": 16, "total_blocks": 4, "total_tokens": 70, "reads_cache": True}},
             "tokens": {"state": "exact", "reason": None, "count": 70},
             "duration_s": 0.0003,
         },

@@ -45,6 +45,19 @@ def test_a_pod_that_is_down_is_logged_when_it_goes_and_when_it_comes_back(lines:
     assert lines() == ["metrics of team/a can be read again"]
 
 
+def test_an_endpoint_that_takes_no_connections_is_named_with_what_is_left(lines: Lines) -> None:
+    """Where nothing is left requests are sent nevertheless, and that is an error."""
+    reporter = LogReporter()
+    reporter.endpoint_unreachable(A, 1)
+    reporter.endpoint_unreachable(B, 0)
+    reporter.endpoint_reachable(B, 1)
+    assert lines() == [
+        "endpoint team/a takes no connections: it gets no requests until it does (endpoints left: 1)",
+        "endpoint team/b takes no connections, and no other does: requests are sent nevertheless",
+        "endpoint team/b takes connections again (endpoints that do: 1)",
+    ]
+
+
 def test_stream_states_are_logged_when_they_change(lines: Lines) -> None:
     """And again for an endpoint that left and came back."""
     reporter = LogReporter()
@@ -156,3 +169,5 @@ def test_parity_is_lost_and_restored(caplog: pytest.LogCaptureFixture) -> None:
     assert "Likely cause: beginning-of-sequence token. What to do: docs/parity.md, bos" in caplog.text
     reporter.parity_restored("tiny")
     assert "again" in caplog.records[-1].message
+    reporter.parity_forgotten("tiny")
+    assert "is over: those it was about restarted" in caplog.records[-1].message

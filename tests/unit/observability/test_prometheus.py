@@ -15,7 +15,6 @@ from epp.domain import (
     EndCause,
     EndpointId,
     InferenceRequest,
-    ParityLoss,
     PrefixMatch,
     RequestEnd,
     TokenizedRequest,
@@ -30,16 +29,6 @@ Decide = Callable[..., Decision]
 LABELS = {"model_name": "tiny", "target_model_name": "tiny", "fairness_id": "default-flow", "priority": "0"}
 MODELS = {"model_name": "tiny", "target_model_name": "tiny"}
 A = EndpointId("team/a")
-
-
-@pytest.fixture
-def registry() -> CollectorRegistry:
-    return CollectorRegistry()
-
-
-@pytest.fixture
-def reporter(registry: CollectorRegistry) -> PrometheusReporter:
-    return PrometheusReporter(registry, pool_name="pool", build_ref="v1")
 
 
 def request(model: str) -> InferenceRequest:
@@ -307,6 +296,8 @@ def test_series_of_an_endpoint_end_with_it(registry: CollectorRegistry, reporter
     assert b'"team/a"' not in page
     assert b'endpoint_name="a"' not in page
     assert b'epp_index_blocks{endpoint="team/b"} 7.0' in page
+    reporter.decided(decide())  # it is back under its name
+    assert b'endpoint_name="a"' in generate_latest(registry)
 
 
 def test_a_page_is_valid_and_names_each_family_once(registry: CollectorRegistry, reporter: PrometheusReporter, decide: Decide) -> None:
@@ -346,27 +337,6 @@ def test_a_label_a_client_made_up_is_bounded_in_number_and_length() -> None:
 
     assert [limit.admit(name) for name in ("a", "x" * MAX_LABEL_LENGTH, "b", "a", "")] == ["a", "x" * MAX_LABEL_LENGTH, "other", "a", ""]
     assert LabelLimit().admit("x" * (MAX_LABEL_LENGTH + 1)) == "other"
-
-
-def test_parity(registry: CollectorRegistry, reporter: PrometheusReporter) -> None:
-    """Counted by model, endpoint and result; the alarm is a gauge; what is counted for an endpoint goes with it."""
-    value, endpoint = registry.get_sample_value, EndpointId("team/a")
-    for verdict in ("confirmed", "confirmed", "contradicted"):
-        reporter.parity_settled(endpoint, "tiny", verdict)
-    assert value("epp_parity_predictions_total", {"model": "tiny", "endpoint": "team/a", "result": "confirmed"}) == 2
-    reporter.parity_lost(ParityLoss("tiny", [endpoint], "bos", "store other blocks", "beginning-of-sequence token", 8, 10))
-    assert value("epp_parity_lost", {"model": "tiny", "cause": "bos"}) == 1
-    reporter.parity_restored("tiny")
-    assert value("epp_parity_lost", {"model": "tiny", "cause": "bos"}) == 0
-    reporter.prompt_tokens_compared(endpoint, "tiny", 1)
-    assert value("epp_parity_prompt_tokens_total", {"model": "tiny", "endpoint": "team/a", "result": "different"}) == 1
-    reporter.hits_counted(endpoint, 1_000, 900)
-    assert value("epp_parity_counted_hit_tokens_total", {"endpoint": "team/a", "said": "expected"}) == 1_000
-    assert value("epp_parity_counted_hit_tokens_total", {"endpoint": "team/a", "said": "counted"}) == 900
-    reporter.prefill_ended(endpoint, "tiny", 0.3)
-    assert value("epp_prefill_seconds_bucket", {"model": "tiny", "le": "0.4"}) == 1
-    reporter.endpoint_removed(endpoint)
-    assert value("epp_parity_predictions_total", {"model": "tiny", "endpoint": "team/a", "result": "confirmed"}) is None
 
 
 def test_hit_tokens_as_predicted_and_as_reported(registry: CollectorRegistry, reporter: PrometheusReporter, decide: Decide) -> None:

@@ -47,7 +47,7 @@ def sent(
     fleet: Sequence[Any] = FLEET,
 ) -> PrefixMatch | None:
     """What is known of a request; then it goes to an endpoint, if one is given."""
-    cycle = replace(make_cycle(fleet, tokens=tokens), request=request)
+    cycle = make_cycle(fleet, tokens=tokens, request=request)
     subject.produce(cycle)
     if target is not None:
         result = ProfileResult("default", fleet, [], [], [fleet[target]])

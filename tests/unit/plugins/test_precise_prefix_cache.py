@@ -28,7 +28,7 @@ from epp.plugins.producers.precise_prefix_cache import (
 )
 from epp.scheduling.interfaces import Cycle, PrefixHits, prefix_match_key
 from epp.scheduling.params import Duration
-from epp.scheduling.registry import Collaborators
+from epp.scheduling.registry import Collaborators, EmptyIndex
 from epp.testing.builders import make_cycle, make_endpoint, make_tokens
 
 FLEET = [make_endpoint(i) for i in range(3)]
@@ -42,7 +42,7 @@ class Hits:
 
 
 @dataclass
-class Index:
+class Index(EmptyIndex):
     """An index with a fixed answer that remembers what it was told."""
 
     tokens: list[int]
@@ -63,17 +63,8 @@ class Index:
     def unspeculate(self, endpoint: EndpointId) -> None:
         self.withdrawn.append(endpoint)
 
-    def predict(
-        self,
-        hits: PrefixHits,
-        endpoint: EndpointId,
-        decision_id: DecisionId,
-        model: str,
-        now: float,
-        ttl_s: float,
-        *,
-        reads_cache: bool,
-    ) -> None:
+    def predict(self, *said: Any, **_: Any) -> None:
+        _hits, endpoint, decision_id, _model, _now, ttl_s = said
         self.predicted.append((endpoint, decision_id, ttl_s))
 
     def answer_ended(self, decision_id: DecisionId, *, served: bool, said: Usage | None) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from epp.app import Readiness
+from epp.server.readiness import Readiness
 
 EXT_PROC = "envoy.service.ext_proc.v3.ExternalProcessor"
 
