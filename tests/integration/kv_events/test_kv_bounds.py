@@ -91,6 +91,22 @@ def test_deliveries_that_wait_for_the_loop_are_bounded_by_what_they_take() -> No
     loop.close()
 
 
+def test_a_stream_that_says_much_holds_back_itself_only() -> None:
+    """The loop has enough of it long before it has enough in all, and again takes from it what it has room for."""
+    loop = asyncio.new_event_loop()
+    inbox = Inbox(lambda *_: None, clock=lambda: 0.0)
+    inbox.open(loop)
+    inbox.put(2, Apply(Batch(None, events=[AllCleared()])))
+    while not inbox.has_enough_of(1):
+        inbox.put(1, Apply(Batch(None, events=[AllCleared()] * 1000)))
+    assert not inbox.is_full()
+    assert not inbox.has_enough_of(2)
+    loop.call_soon(loop.stop)
+    loop.run_forever()
+    assert not inbox.has_enough_of(1)
+    loop.close()
+
+
 async def test_a_message_larger_than_any_engine_sends_costs_its_sender_only(publish: Publish) -> None:
     """Its connection ends and begins again, what it said before is asked for again, and its neighbour hears no difference."""
     rig = Rig(timing=replace(QUICK, attempt_s=0.3))

@@ -2,6 +2,7 @@
 
 import json
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 
 import pytest
 
@@ -52,6 +53,14 @@ def test_only_what_was_measured_is_a_goal() -> None:
     run.answers = []
 
     assert len(goals(run)) == 1
+
+
+def test_the_build_that_a_fleet_runs_is_judged() -> None:
+    """Where the compiled build took part, the goals are for it, whatever the other one costs."""
+    run = builders.results()
+    run.requests = [*run.requests, *(replace(row, picker=f"{row.picker}, compiled") for row in run.requests if row.picker == "epp fast")]
+
+    assert [goal.text.partition(":")[0] for goal in goals(run)] == ["fast transport, compiled, everything but the decision, 5 KB"]
 
 
 def test_a_block_of_an_event_costs_what_the_picker_takes_more_than_without() -> None:
