@@ -69,7 +69,7 @@ def entries(data: bytes) -> Sequence[bytes] | None:
                 return None
             begin, at = extent(data, at + 1)
             found.append(data[begin:at])
-    except IndexError:
+    except (IndexError, ValueError):
         return None
     return found if at == stop else None
 

@@ -32,6 +32,9 @@ from epp.extproc.events import (
 _REQUEST_HEADERS, _REQUEST_BODY, _RESPONSE_BODY = 0x12, 0x22, 0x2A
 _METADATA, _ATTRIBUTES, _MODES = 0x42, 0x4A, 0x5A
 
+# A length of five bytes at most, as protobuf's own: a longer one would be added up for minutes.
+_LENGTH_BITS: Final = 28
+
 # Envoy's own headers repeat with every request; longer values would make the cache large, and seldom repeat.
 _CACHED_HEADER_BYTES: Final = 256
 _CACHED_HEADERS: Final = 1024
@@ -66,7 +69,7 @@ def decode(data: bytes) -> Event | None:
 
 
 def extent(data: bytes, at: int) -> tuple[int, int]:
-    """Where the bytes of a field begin and end whose length stands at `at`."""
+    """Where the bytes of a field begin and end whose length stands at `at`. Raises IndexError and ValueError where there is none."""
     size = data[at]
     at += 1
     if size >= 0x80:
@@ -75,6 +78,8 @@ def extent(data: bytes, at: int) -> tuple[int, int]:
             size |= (byte & 0x7F) << shift
             shift += 7
             at += 1
+            if shift > _LENGTH_BITS:
+                raise ValueError
         size |= byte << shift
         at += 1
     return at, at + size

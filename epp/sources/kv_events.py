@@ -130,6 +130,7 @@ class KvEventSource:
             ended=self._thread_ended,
             behind=self._inbox.is_full,
             has_enough_of=self._inbox.has_enough_of,
+            forget=self._inbox.forget,
             accepts=lambda topic: not topic or topic.startswith(prefix),
             clock=clock,
             timing=timing,
@@ -290,7 +291,6 @@ class KvEventSource:
         if self._unsettled is not None:
             self._unsettled.discard(token)
         self._thread.close(token)
-        self._inbox.forget(token)
         if keep:
             return
         self._connected.discard(key)

@@ -4,7 +4,7 @@ In order, and bounded in bytes of what was decoded, in all and for each stream: 
 reading, all streams or this one, so that what one says waits for little of what another does. A loop callback takes deliveries
 for a slice of time, so that requests wait for none of it.
 
-`put`, `is_full` and `has_enough_of` are the thread's; everything else happens on the loop.
+`put`, `is_full`, `has_enough_of` and `forget` are the thread's; everything else happens on the loop.
 """
 
 import asyncio
@@ -70,7 +70,7 @@ class Inbox:
         return share is not None and share.put - share.taken >= MAX_STREAM_BYTES
 
     def forget(self, token: int) -> None:
-        """Its stream was closed."""
+        """Its stream delivers no more."""
         self._shares.pop(token, None)
 
     def _drain(self) -> None:

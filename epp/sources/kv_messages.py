@@ -22,7 +22,8 @@ READ_AHEAD: Final = 4
 # One stream's share of a turn; then the next has its own.
 MESSAGES_A_TURN: Final = 64
 BYTES_A_TURN: Final = 512 << 10
-# Where more waits than is looked at in a turn, so much of the turn is for what else comes: a flood is noticed while little of it was looked at.
+# Where more of a stream waits than is looked at in a turn, so much of the turn is for what else comes: a flood is noticed while little of it
+# was looked at. All streams share it.
 DRAIN_S: Final = 0.005
 # What the event loop is behind with is looked at again after so long.
 CATCH_UP_S: Final = 0.005

@@ -23,7 +23,6 @@ from epp.sources.kv_messages import (
     BYTES_A_TURN,
     BYTES_ALLOWED,
     CATCH_UP_S,
-    DRAIN_S,
     LIVE_BYTES,
     LIVE_HIGH_WATER_MARK,
     MESSAGES_A_TURN,
@@ -51,6 +50,8 @@ class Host(Protocol):
 
     timing: Timing
     poller: zmq.Poller
+    drain_until: float
+    """When to look for no more messages in this turn."""
 
     def now(self) -> float:
         """Monotonic seconds."""
@@ -90,6 +91,8 @@ class Stream:
         self._backlog: deque[list[bytes]] = deque()
         """Received and not looked at."""
         self._backlog_bytes = 0
+        self._is_polled = False
+        """The poller looks at the SUB socket."""
         self._sub: zmq.Socket[bytes] | None = None
         self._monitor: zmq.Socket[bytes] | None = None
         self._replay: ReplaySocket | None = None
@@ -111,8 +114,8 @@ class Stream:
             sub.close(linger=0)
             raise
         self._sub, self._monitor = sub, monitor
-        for socket in (monitor, sub):
-            self._host.poller.register(socket, zmq.POLLIN)
+        self._host.poller.register(monitor, zmq.POLLIN)
+        self._poll_where_there_is_room()
         self._tell_state()
         sub.connect(self._address.url(self._address.port))
 
@@ -145,9 +148,9 @@ class Stream:
     def receive(self) -> None:
         """Take messages off the wire without looking at them, even while the event loop is behind."""
         self._take()
-        until = self._host.now() + DRAIN_S if len(self._backlog) > MESSAGES_A_TURN else 0.0
-        while self._has_room and self._host.now() < until and self._sub is not None and self._sub.poll(1):
-            self._take()
+        if len(self._backlog) > MESSAGES_A_TURN:
+            while self._has_room and self._host.now() < self._host.drain_until and self._sub is not None and self._sub.poll(1):
+                self._take()
 
     def receive_replies(self) -> None:
         """Take replies off the wire, even while the event loop is behind."""
@@ -165,6 +168,7 @@ class Stream:
             self.receive()
         if may_look:
             self._listen()
+        self._poll_where_there_is_room()
         if self._errors:
             for reason, count in self._errors.items():
                 self._deliver(Failed(reason, count))
@@ -201,6 +205,8 @@ class Stream:
             event = recv_monitor_message(self._monitor)["event"]
             if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 self._patience, self._resume_at = None, _FOREVER
+                if self._address.replay_port is not None:
+                    self._drop_backlog()  # of the connection before; what of it still counts is replayed
                 self._perform(self._sequence.connected())
             else:
                 # The next attempt ends by then, if there is one.
@@ -226,6 +232,15 @@ class Stream:
     @property
     def _has_room(self) -> bool:
         return len(self._backlog) < LIVE_HIGH_WATER_MARK and self._backlog_bytes < LIVE_BYTES
+
+    def _poll_where_there_is_room(self) -> None:
+        """A socket that is polled and not read would wake the thread again and again."""
+        if self._sub is not None and self._is_polled != self._has_room:
+            self._is_polled = self._has_room
+            if self._is_polled:
+                self._host.poller.register(self._sub, zmq.POLLIN)
+            else:
+                self._host.poller.unregister(self._sub)
 
     def _take(self) -> None:
         with contextlib.suppress(zmq.Again):
@@ -277,8 +292,10 @@ class Stream:
 
     def _close_live(self) -> None:
         if self._sub is not None and self._monitor is not None:
-            for socket in (self._monitor, self._sub):
-                self._host.poller.unregister(socket)
+            self._host.poller.unregister(self._monitor)
+            if self._is_polled:
+                self._host.poller.unregister(self._sub)
+                self._is_polled = False
             self._sub.disable_monitor()
             self._monitor.close(linger=0)
             self._sub.close(linger=0)
@@ -292,7 +309,7 @@ class Stream:
             size = sum(map(len, frames))
             budget -= size + 1024
             topic, seq, payload = read_reply(frames)
-            useful = False
+            waste = seq is None
             if seq is None:
                 self._errors["replay_frames"] += 1
             elif is_end(frames):
@@ -300,9 +317,9 @@ class Stream:
                 return
             elif topic is None or self._host.accepts(topic):
                 batch = decode(payload)
-                useful = bool(batch.events)
+                waste = not batch.events
                 self._perform(self._sequence.replayed(seq, batch))
-            if not useful and not self._may_waste(frames):
+            if waste and not self._may_waste(frames):
                 self._errors["flood"] += 1
                 self._perform(self._sequence.renounce())
                 return

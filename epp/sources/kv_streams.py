@@ -21,7 +21,17 @@ import zmq
 
 from epp.kvcache.sequence import StreamState
 from epp.sources.kv_bound import BoundSocket
-from epp.sources.kv_messages import CATCH_UP_S, MAX_MESSAGE_BYTES, Delivery, Failed, StateChanged, StreamAddress, Timing, Unreachable
+from epp.sources.kv_messages import (
+    CATCH_UP_S,
+    DRAIN_S,
+    MAX_MESSAGE_BYTES,
+    Delivery,
+    Failed,
+    StateChanged,
+    StreamAddress,
+    Timing,
+    Unreachable,
+)
 from epp.sources.kv_stream import Stream
 
 MAX_REPLAYS: Final = 8
@@ -43,13 +53,15 @@ class StreamThread:
         ended: Callable[[Exception | None], None],
         behind: Callable[[], bool],
         has_enough_of: Callable[[int], bool],
+        forget: Callable[[int], None],
         accepts: Callable[[bytes], bool],
         clock: Callable[[], float],
         timing: Timing,
         max_sockets: int,
         bind: str = "",
     ) -> None:
-        """`behind`: the event loop has more than enough to apply; `has_enough_of`: of the stream with this token. `accepts` judges topics. `ended` is called last, with what went wrong.
+        """`behind`: the event loop has more than enough to apply; `has_enough_of`: of the stream with this token; `forget`: it
+        delivers no more. `accepts` judges topics. `ended` is called last, with what went wrong.
 
         `bind`: where engines may connect to, as ZMQ writes it; empty: nowhere.
         """
@@ -64,6 +76,9 @@ class StreamThread:
         self._ended = ended
         self._behind = behind
         self.has_enough_of = has_enough_of
+        self._forget = forget
+        self.drain_until = 0.0
+        """When this turn looks for no more messages that could be received."""
         self._streams: dict[int, Stream] = {}
         self._replaying: set[Stream] = set()
         self._want_replay: deque[Stream] = deque()
@@ -172,10 +187,11 @@ class StreamThread:
 
     def _turn(self) -> None:
         if self._behind():
-            for stream in self._streams.values():
-                stream.receive()
             for stream in tuple(self._replaying):
                 stream.receive_replies()
+            self.drain_until = self.now() + DRAIN_S
+            for stream in self._streams.values():
+                stream.receive()
             self._obey(wait_ms=int(CATCH_UP_S * 1000))
             return
         deadline = min((stream.deadline for stream in self._streams.values()), default=_FOREVER)
@@ -183,6 +199,7 @@ class StreamThread:
         readable = dict(self.poller.poll(wait_ms))
         for stream in tuple(self._replaying):
             stream.receive_replies()
+        self.drain_until = self.now() + DRAIN_S
         for stream in self._streams.values():
             stream.turn(readable)
         if self._bound is not None and self._bound.socket in readable:
@@ -228,6 +245,7 @@ class StreamThread:
         stream = self._streams.pop(token, None)
         if stream is not None:
             stream.close()
+            self._forget(token)
 
     def _stop(self) -> None:
         self._stopping = True

@@ -30,6 +30,7 @@ def stream_thread() -> StreamThread:
         ended=lambda _: None,
         behind=lambda: False,
         has_enough_of=lambda _: False,
+        forget=lambda _: None,
         accepts=lambda _: True,
         clock=lambda: 0.0,
         timing=Timing(),

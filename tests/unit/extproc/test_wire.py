@@ -8,7 +8,7 @@ from epp._proto import core_pb2
 from epp._proto import ext_proc_pb2 as pb
 from epp.domain import DecisionId
 from epp.errors import ProtocolError
-from epp.extproc import codec, wire
+from epp.extproc import codec, log_wire, wire
 from epp.extproc.events import (
     ContinueRequestBody,
     ContinueRequestHeaders,
@@ -96,6 +96,14 @@ def test_damaged_messages_are_never_read_otherwise(data: st.DataObject, message:
     event, expected = wire.decode(damaged), by_the_library(damaged)
     if event is not None and not message.attributes and not message.HasField("metadata_context"):
         assert event == expected
+
+
+@pytest.mark.parametrize("kind", [b"\x0a", b"\x12", b"\x22"])
+def test_a_length_without_end_is_none(kind: bytes) -> None:
+    """Megabytes of it are given up after a few bytes, not added up for minutes."""
+    endless = kind + b"\xff" * 4_000_000
+    assert wire.decode(endless) is None
+    assert log_wire.entries(endless) is None
 
 
 @pytest.mark.parametrize("kind", ["request_headers", "request_body", "response_body"])
