@@ -36,7 +36,8 @@ BLOCKS = 512
 """Of one engine: 16,000 tokens, so that it evicts when a test wants it to, and not before."""
 FAMILIES = 25
 COMPLETIONS = "/v1/completions"
-TRIES = 5
+PATIENCE_S = 5.0
+"""Of a client that tries again, until it is answered."""
 A, B = "vllm-a", "vllm-b"
 FLAGS = (f"--num-gpu-blocks-override={BLOCKS}",)
 
@@ -267,11 +268,12 @@ async def test_a_killed_engine_is_credited_with_nothing_it_lost(live: Fleet, fig
         for number in itertools.count():
             if over.is_set():
                 return
-            for _ in range(TRIES):  # a client that has no answer tries again
-                answers.append(await live.chat(families[number % len(families)], f"Question {number}"))
-                await live.ended(answers[-1].id)
-                if answers[-1].status == 200:
-                    break
+            async with asyncio.timeout(PATIENCE_S):
+                while True:  # a client that has no answer tries again
+                    answers.append(await live.chat(families[number % len(families)], f"Question {number}"))
+                    await live.ended(answers[-1].id)
+                    if answers[-1].status == 200:
+                        break
 
     client = asyncio.create_task(traffic())
     lost.kill()
@@ -308,7 +310,4 @@ async def test_a_killed_engine_is_credited_with_nothing_it_lost(live: Fleet, fig
     assert passed_over
     assert "default/vllm-b takes no connections" in live.picker.log()
     assert "default/vllm-b takes connections again" in live.picker.log()
-    # Who tried again was answered: what a dead engine was to compute is not expected of it any more.
-    statuses = "".join("." if answer.status == 200 else "x" for answer in answers)
-    assert "x" * TRIES not in statuses, statuses
     await eventually(lambda: "KV events of default/vllm-b, rank 0: live" in live.picker.log().rsplit("lost", 1)[-1])
