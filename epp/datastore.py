@@ -31,7 +31,7 @@ class MetricsScraped:
 
 @dataclass(frozen=True, slots=True)
 class EndpointReached:
-    """An endpoint takes connections, or does not. Ignored where the endpoint has gone meanwhile."""
+    """Somebody listens at an endpoint's port, whatever is answered, or nobody does. Ignored where the endpoint has gone meanwhile."""
 
     endpoint: EndpointId
     reachable: bool
@@ -53,9 +53,12 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """The endpoints that may be chosen at one moment, in the order of the source: those that can be reached, or all where none can."""
+    """The endpoints at one moment, in the order of the source."""
 
     endpoints: tuple[Endpoint, ...] = ()
+    """Those that may be chosen: those that take connections, as far as is known, or all where none does."""
+    listed: tuple[Endpoint, ...] = ()
+    """All: who may choose among some only, and finds none of them in `endpoints`, looks for them here."""
 
 
 NO_CHANGE = Change()
@@ -86,18 +89,18 @@ class PoolState:
 
     @property
     def reachable(self) -> int:
-        """How many endpoints take connections, as far as is known."""
+        """How many endpoints take connections, as far as is known; 0 where none does, although all may be chosen then."""
         return len(self._endpoints) - len(self._unreachable)
 
     def snapshot(self) -> Snapshot:
         """The pool now. Free when nothing changed since the last call."""
         if self._snapshot is None:
             self._renew()
-            endpoints = tuple(self._endpoints.values())
+            listed = endpoints = tuple(self._endpoints.values())
             if self._unreachable:
                 # Where none can be reached the fault may be ours: the data plane tries for itself.
-                endpoints = tuple(endpoint for endpoint in endpoints if endpoint.id not in self._unreachable) or endpoints
-            self._snapshot = Snapshot(endpoints)
+                endpoints = tuple(endpoint for endpoint in listed if endpoint.id not in self._unreachable) or listed
+            self._snapshot = Snapshot(endpoints, listed)
         return self._snapshot
 
     def _replace(self, listed: Sequence[Endpoint]) -> Change:

@@ -64,7 +64,7 @@ class Reporter:
 
     # --- knowledge -------------------------------------------------------------------------------------------
     def endpoints_changed(self, count: int) -> None:
-        """The pool now has this many endpoints that can be reached, as far as is known."""
+        """The pool now has this many endpoints that take connections, as far as is known."""
 
     def pool_load(self, endpoints: Sequence[Endpoint]) -> None:
         """The endpoints whose metrics are fresh; every few seconds."""

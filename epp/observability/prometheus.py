@@ -54,7 +54,7 @@ class PrometheusReporter(Reporter):
         self._make_families_of_ours(families)
         ready = families.gauge(
             "llm_d_epp_ready_endpoints",
-            "Endpoints in the pool that can be reached, as far as is known.",
+            "Endpoints in the pool that take connections, as far as is known; 0 where none does, though all get requests then.",
             ["name"],
             twin=Twin("inference_pool_ready_pods", ["name"]),
         )

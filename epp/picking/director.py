@@ -221,11 +221,15 @@ class Director:
         )
 
     def _candidates(self, subset: Sequence[str] | None) -> Sequence[Endpoint]:
-        """All endpoints, or those the data plane lists as "ip:port" or "ip" (spec/protocol.md 1.2, D6); never empty."""
-        endpoints: Sequence[Endpoint] = self._snapshot().endpoints
+        """All that take connections, or those of them the data plane lists as "ip:port" or "ip" (spec/protocol.md 1.2, D6); never empty.
+
+        Where none takes connections of those to choose from, all of these.
+        """
+        snapshot = self._snapshot()
+        endpoints: Sequence[Endpoint] = snapshot.endpoints
         if subset is not None and self._honour_subset:
             wanted = frozenset(subset)
-            endpoints = [e for e in endpoints if e.host_port in wanted or e.address in wanted or f"[{e.address}]" in wanted]
+            endpoints = _among(snapshot.endpoints, wanted) or _among(snapshot.listed, wanted)
         if not endpoints:
             raise ServiceUnavailableError(
                 "failed to find endpoint candidates for serving the request", dropped_reason="rejected-no-endpoints"
@@ -256,6 +260,10 @@ class Director:
         if decision.request is not None:
             self._scheduler.ended(decision, end)
         self._reporter.ended(decision, end)
+
+
+def _among(endpoints: Sequence[Endpoint], wanted: frozenset[str]) -> list[Endpoint]:
+    return [e for e in endpoints if e.host_port in wanted or e.address in wanted or f"[{e.address}]" in wanted]
 
 
 def _unread(headers: Mapping[str, str]) -> InferenceRequest:

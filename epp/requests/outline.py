@@ -1,4 +1,6 @@
-"""What routing itself reads of a JSON body: the fields that name, limit or make a request valid, nothing of what a prompt says.
+"""What routing itself reads of a JSON body: the fields that name, limit or make a request valid, nothing of what messages say.
+
+A completion's `prompt`, and an `input` that is one text, are decoded all the same.
 
 Not compiled (setup.py): msgspec reads the annotations.
 """

@@ -110,7 +110,10 @@ class PluginType(Generic[P]):
     """(plugin name, parameters, collaborators) -> plugin; without side effects. ValueError: the parameters do not fit together."""
     roles: frozenset[Role]
     reads_bodies: bool = True
-    """Its instances, or what is built of its parameters, look into `InferenceRequest.body`. Where no declared plugin does, prompts are never decoded."""
+    """Its instances, or what is built of its parameters, look into `InferenceRequest.body`.
+
+    Where no declared plugin does, no more is decoded than epp.requests.outline lists, odd requests aside: a completion's `prompt` is, what messages say is not.
+    """
 
 
 class Registry(Mapping[str, PluginType[Any]]):

@@ -1,4 +1,4 @@
-"""Reads /metrics of every endpoint, 20 times a second by default, and pushes what it says, and who cannot be reached, into the pool state.
+"""Reads /metrics of every endpoint, 20 times a second by default, and pushes what it says, and who takes no connections, into the pool state.
 
 One task an endpoint inside one TaskGroup, over one shared HTTP session; at most one request to an endpoint is open.
 Runs on the event loop; `sync` is level-based and may be called at any time, also before `run`. What a page means is
@@ -23,7 +23,8 @@ from epp.domain import NEVER_SCRAPED, Endpoint, EndpointId, EndpointMetrics
 from epp.errors import ConfigError
 from epp.reporter import Reporter
 from epp.sources.engine_metrics import ENGINES, EngineMetrics, PageError, PageReader
-from epp.sources.reachability import Reachability
+from epp.sources.poll_sign import sign_of
+from epp.sources.reachability import Reachability, Sign
 
 logger = logging.getLogger(__name__)
 
@@ -145,23 +146,34 @@ class MetricsScraper:
         while True:
             await asyncio.sleep(due - loop.time())
             try:
-                async with asyncio.timeout(TIMEOUT_S):
-                    page = await _fetch(session, url)
-                metrics = self._take(target, page, metrics)
+                metrics = await self._read(session, target, url, metrics, reach)
             except Exception as error:  # noqa: BLE001  # one endpoint's trouble, of whatever kind, must not end the others
                 failures += 1
                 self._failed(target, error, first=failures == 1)
-                news = self._look(reach, error)
             else:
-                news = reach.answered()
                 if failures:
                     self._reporter.scrape_recovered(target.id)
                 failures = 0
-            if news and target.serves:
-                self._apply(EndpointReached(target.id, bool(reach.reachable)))
             delay = min(interval * 2 ** min(failures, 16), max(MAX_BACKOFF_S, interval))
             # At least half an interval of rest for an endpoint that answers slowly.
             due = max(due + delay, loop.time() + delay / 2)
+
+    async def _read(
+        self, session: aiohttp.ClientSession, target: "_Target", url: URL, before: EndpointMetrics, reach: Reachability
+    ) -> EndpointMetrics:
+        """One poll. Raises whatever went wrong."""
+        try:
+            async with asyncio.timeout(TIMEOUT_S):
+                page = await _fetch(session, url)
+        except Exception as error:
+            self._look(target, reach, await sign_of(error, url, TIMEOUT_S))
+            raise
+        self._look(target, reach, Sign.ANSWERED)
+        return self._take(target, page, before)
+
+    def _look(self, target: "_Target", reach: Reachability, sign: Sign) -> None:
+        if reach.saw(sign, self._now()) and target.serves:
+            self._apply(EndpointReached(target.id, bool(reach.reachable)))
 
     def _take(self, target: "_Target", page: bytes, before: EndpointMetrics) -> EndpointMetrics:
         metrics, missing = self._readers[target.engine].read(page, rank=target.rank, before=before, now=self._now())
@@ -170,16 +182,6 @@ class MetricsScraper:
         if metrics.updated_at != before.updated_at:
             self._apply(MetricsScraped(target.id, metrics))
         return metrics
-
-    def _look(self, reach: Reachability, error: Exception) -> bool:
-        """What a poll that failed says of who can be reached; True: news."""
-        if isinstance(error, _StatusError | PageError):
-            return reach.answered()
-        if isinstance(error, TimeoutError):
-            return reach.silent(self._now())
-        # A handshake or an answer that breaks off is no sign: somebody listens.
-        refused = isinstance(error, aiohttp.ClientConnectorError) and not isinstance(error, aiohttp.ClientSSLError)
-        return refused and reach.refused()
 
     def _failed(self, target: "_Target", error: Exception, *, first: bool) -> None:
         reason = _reason(error)

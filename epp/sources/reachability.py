@@ -1,15 +1,30 @@
-"""Whether an endpoint takes connections, as reading its /metrics shows: what stands in for a pod's readiness where a file lists endpoints.
+"""Whether somebody listens at an endpoint's port, as connecting to it for /metrics shows: what stands in for a pod's readiness where a file lists endpoints.
 
-Pure: told how each poll went and when; used by `metrics`, one instance a poller. Anything an endpoint answers, if only an error, counts as
-reachable. Refused connections are sure and quick; silence may be an engine that is busy, and is believed after a while.
+Pure: told what each poll was a sign of (`poll_sign`) and when; used by `metrics`, one instance a poller. Measured is connecting, not answering:
+an engine that takes the connection and says nothing, or nothing of use, is reachable. Refused connections are sure and quick; a connection
+that nobody takes may be one packet lost, and is believed after a while.
 """
 
+from enum import Enum
 from typing import Final
 
 # In a row: one may fall between the end of a process and the beginning of the next.
 REFUSALS: Final = 2
 # As a usual readiness probe's.
 SILENT_S: Final = 10.0
+
+
+class Sign(Enum):
+    """What one poll shows of an endpoint."""
+
+    ANSWERED = "answered"
+    """Somebody listens, whatever came of it."""
+    REFUSED = "refused"
+    """Nobody listens."""
+    SILENT = "silent"
+    """The connection was not established in time, or there is no way to the host."""
+    UNCLEAR = "unclear"
+    """The fault is ours: no free file, say."""
 
 
 class Reachability:
@@ -23,23 +38,18 @@ class Reachability:
         self._refusals = 0
         self._silent_since: float | None = None
 
-    def answered(self) -> bool:
-        """It said something. True: that is news."""
-        self._refusals, self._silent_since = 0, None
-        return self._now_is(reachable=True)
-
-    def refused(self) -> bool:
-        """Nobody listens there. True: it has become unreachable by that."""
-        self._silent_since = None
-        self._refusals += 1
-        return self._refusals >= REFUSALS and self._now_is(reachable=False)
-
-    def silent(self, now: float) -> bool:
-        """It did not answer in time. `now` in monotonic seconds. True: it has become unreachable by that."""
-        self._refusals = 0
-        if self._silent_since is None:
+    def saw(self, sign: Sign, now: float) -> bool:
+        """The next poll's sign; `now` in monotonic seconds. True: that is news of `reachable`."""
+        # In a row means in a row: each sign ends what others began, also an unclear one.
+        self._refusals = self._refusals + 1 if sign is Sign.REFUSED else 0
+        if sign is not Sign.SILENT:
+            self._silent_since = None
+        elif self._silent_since is None:
             self._silent_since = now
-        return now - self._silent_since >= SILENT_S and self._now_is(reachable=False)
+        if sign is Sign.ANSWERED:
+            return self._now_is(reachable=True)
+        silent_s = 0.0 if self._silent_since is None else now - self._silent_since
+        return (self._refusals >= REFUSALS or silent_s >= SILENT_S) and self._now_is(reachable=False)
 
     def _now_is(self, *, reachable: bool) -> bool:
         news = self.reachable is not reachable

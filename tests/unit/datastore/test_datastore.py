@@ -83,6 +83,7 @@ def test_who_cannot_be_reached_is_no_choice() -> None:
     pool.apply(reached("a", reachable=False))
     pool.apply(reached("z", reachable=False))
     assert ([e.id for e in pool.snapshot().endpoints], pool.reachable) == (["b"], 1)
+    assert [e.id for e in pool.snapshot().listed] == ["a", "b"]
     pool.apply(EndpointsListed([endpoint("a", role="decode"), endpoint("b")]))
     assert [e.id for e in pool.snapshot().endpoints] == ["b"]
     pool.apply(reached("a", reachable=True))

@@ -2,7 +2,8 @@
 
 import pytest
 
-from epp.domain import EndCause, RequestEnd
+from epp.datastore import EndpointReached
+from epp.domain import EndCause, EndpointId, RequestEnd
 from epp.errors import BadRequestError, InternalError, ServiceUnavailableError
 from tests.unit.picking.rig import Rig
 
@@ -39,6 +40,31 @@ def test_a_subset_that_matches_nothing_is_503(subset: list[str]) -> None:
         assert refusal.value.dropped_reason == "rejected-no-endpoints"
     assert len(rig.recorder.rejections) == 3
     assert rig.director.open_decisions == 0
+
+
+@pytest.mark.parametrize(
+    ("unreachable", "subset", "chosen"),
+    [
+        ("1", None, "2"),
+        ("1", "12", "2"),
+        ("1", "1", "1"),
+        ("12", "12", "1"),
+        ("12", "23", "3"),
+        ("12", "2", "2"),
+        ("123", "2", "2"),
+        ("123", None, "1"),
+    ],
+)
+def test_a_subset_of_endpoints_that_take_no_connections_is_one_to_choose_from(unreachable: str, subset: str | None, chosen: str) -> None:
+    """Of what the data plane names those that take connections; all it names where none does, as the fault may be ours."""
+    rig = Rig("10.0.0.1", "10.0.0.2", "10.0.0.3")
+    for host in unreachable:
+        rig.pool.apply(EndpointReached(EndpointId(f"10.0.0.{host}"), reachable=False))
+    named = None if subset is None else [f"10.0.0.{host}" for host in subset]
+    assert rig.route(subset=named).destination == f"10.0.0.{chosen}:8000"
+    assert rig.route(None, follows=True, subset=named).destination == f"10.0.0.{chosen}:8000"
+    if subset == chosen:
+        assert rig.route(None, subset=named).destination == f"10.0.0.{chosen}:8000"
 
 
 def test_an_empty_pool_is_503_with_a_body_and_500_without() -> None:
