@@ -114,7 +114,7 @@ async def test_families_land_where_their_prefix_is(live: Fleet, figure: Callable
     assert share <= 0.65
     assert round_robin <= 0.65
     assert await live.wrong_predictions(answers) == []
-    assert await live.parity() == {"confirmed": live.predictions}
+    assert await live.as_expected()
 
 
 async def test_a_new_epp_knows_what_engines_hold(live: Fleet) -> None:
@@ -127,7 +127,7 @@ async def test_a_new_epp_knows_what_engines_hold(live: Fleet) -> None:
     assert [answer.engine for answer in answers] == [answer.engine for answer in before]
     assert all(answer.cached > 250 for answer in answers)
     assert await live.wrong_predictions(answers) == []
-    assert await live.parity() == {"confirmed": live.predictions}
+    assert await live.as_expected()
 
 
 @pytest.mark.parametrize("named", [{"model": None}, {"model": ""}], ids=["no model", "an empty name"])
@@ -142,7 +142,7 @@ async def test_a_request_that_names_no_model_is_the_base_model_s(live: Fleet, na
     async with live.http.post(live.url + COMPLETIONS, json={"prompt": text, "max_tokens": 1}) as response:
         assert (response.status, (await response.json())["model"]) == (200, MODEL)
     live.predictions += 1
-    assert await live.parity() == {"confirmed": live.predictions}
+    assert await live.as_expected()
 
 
 @pytest.mark.parametrize("fields", [{"prompt_logprobs": 0}, {"echo": True}], ids=["logprobs of the prompt", "an echo"])
@@ -155,7 +155,7 @@ async def test_prompts_that_are_computed_anew_are_credited_nowhere(live: Fleet, 
     again = await live.chat(text)
     assert again.cached > 250
     assert await live.wrong_predictions([first, anew, again]) == []
-    assert await live.parity() == {"confirmed": live.predictions}
+    assert await live.as_expected()
 
 
 async def test_a_reset_cache_is_known_after_the_engine_s_next_request(live: Fleet) -> None:
@@ -171,7 +171,7 @@ async def test_a_reset_cache_is_known_after_the_engine_s_next_request(live: Flee
     after = await live.chat(text)
     assert (await live.credits(after.id))[first.engine] == 0
     assert after.cached == 0
-    assert await live.parity() == {"confirmed": live.predictions}
+    assert await live.as_expected()
 
 
 async def test_a_sleeping_engine_holds_nothing(live: Fleet) -> None:
@@ -192,7 +192,7 @@ async def test_a_sleeping_engine_holds_nothing(live: Fleet) -> None:
     through = await live.chat(text)
     assert (through.engine, through.cached) == (first.engine, answer.cached)
     assert await live.wrong_predictions([through]) == []
-    assert await live.parity() == {"confirmed": live.predictions}
+    assert await live.as_expected()
 
 
 USER = {"role": "user", "content": "Who wrote Dune?"}
@@ -250,7 +250,7 @@ async def test_evicted_prefixes_are_not_credited(live: Fleet) -> None:
     assert [answer.engine for answer in new] == [A] * 5 + [B] * 5
     assert min(answer.cached for answer in new) > 250
     assert await live.wrong_predictions([*old, *new]) == []
-    assert await live.parity() == {"confirmed": live.predictions}
+    assert await live.as_expected()
     assert "are not those its requests were expected to fill" not in live.picker.log()
 
 
