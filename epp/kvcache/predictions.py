@@ -6,8 +6,8 @@ name, the salt and the block size they were made of; the last one ends the prefi
 instead that starts where ours should go on and differs inside the prompt, the prediction is contradicted, and the difference names
 the likely cause. A chain that another prediction explains says nothing; neither do blocks beyond the prompt.
 
-What is predicted as cached is confirmed by not being stored again, from the first block to the last it should find there, unless the
-engine said that it evicted one of these two: then it has lost its cache without a word. So a
+What is predicted as cached is confirmed by not being stored again, from the first block to the last it should find there: an engine
+that does has lost its cache without a word, unless it said that it evicted one of these two, or another prediction expects them stored. So a
 request whose blocks are all cached expects nothing: it is confirmed, and the end of its prefill shows nowhere. Only blocks that events
 confirmed count as cached: one that is speculated may be as wrong as the tokens it was made of.
 
@@ -259,16 +259,18 @@ class Predictions:
         if pod is None:
             return
         expecting, found = pod.expecting, pod.found
-        explained, cut_short = False, []
+        explained, cut_short, expected = False, [], 0
         for at, key in enumerate(keys):
-            for prediction in found.get(key, ()):
-                prediction.stored_again(key)
             for prediction in tuple(expecting.get(key, ())):
                 reached = self._advance(pod, prediction, keys, at)
+                expected = max(expected, reached)
                 if reached < len(keys) and prediction.next < len(prediction.prompt.chain):
                     cut_short.append((prediction, reached))
                 elif at == 0:
                     explained = True
+            if at >= expected:  # otherwise a prompt that is computed anew, whatever is held, stores it again
+                for prediction in found.get(key, ()):
+                    prediction.stored_again(key)
         if not explained:
             for prediction, reached in cut_short:
                 prediction.contradicted = True
