@@ -50,9 +50,7 @@ build/vllm-model/config.json: $(VLLM)/.ready tools/vllm/make_model.py
 	@HF_HUB_OFFLINE=1 $(VLLM)/bin/python tools/vllm/make_model.py build/vllm-model
 
 test-vllm: $(VENV)/.dev $(VLLM)/.ready ## real vLLM engines: token ids of hundreds of generated requests; fleets behind Envoy and epp through resets, eviction, kill -9 (8 minutes)
-	@VLLM_HOME=$(CURDIR)/$(VLLM) $(BIN)/pytest -p cacheprovider --timeout 400 -o faulthandler_timeout=400 tests/vllm || \
-	  { echo "epp: once more, what failed: engines on two cores of CPU stand still for seconds now and then"; \
-	  VLLM_HOME=$(CURDIR)/$(VLLM) $(BIN)/pytest -p cacheprovider --last-failed --last-failed-no-failures none --timeout 400 -o faulthandler_timeout=400 tests/vllm; }
+	@VLLM_HOME=$(CURDIR)/$(VLLM) $(BIN)/pytest --timeout 400 -o faulthandler_timeout=400 tests/vllm
 
 demo-vllm: $(VENV)/.base build/vllm-model/config.json ## two real vLLM engines on CPU behind Envoy and epp, beside plain round robin (6 minutes)
 	@$(BIN)/epp demo-vllm --vllm $(VLLM) --model build/vllm-model

@@ -111,7 +111,7 @@ async def test_a_mixed_fleet_serves_families_from_its_caches(live: Fleet) -> Non
         answers += [await live.chat(text, f"Question {number}?", model=model) for text, model in families]
     assert _hit_rounds(answers, len(families)) == [0, len(families), len(families)]
     assert await live.wrong_predictions(answers) == []
-    assert await live.as_expected()
+    assert await live.all_confirmed()
     log = live.picker.log()
     assert "are not those its requests were expected to fill" not in log
     assert "connects to somebody else" not in log
