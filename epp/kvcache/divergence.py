@@ -63,6 +63,8 @@ class Prompt:
     """Of its first blocks."""
     cached: int
     """Leading blocks that events confirmed at the endpoint."""
+    at_most: bool = False
+    """It may find less of them: cache groups that nobody follows have a say."""
 
     @property
     def bytes(self) -> int:
@@ -76,17 +78,19 @@ class Prompt:
 
     @property
     def found(self) -> int:
-        """Leading blocks the endpoint finds: the last token is always computed (spec/kv.md 8 rule 12)."""
-        return min(self.cached, max(0, self.tokens - 1) // self.block_size)
+        """Leading blocks the endpoint finds for certain: the last token is always computed (spec/kv.md 8 rule 12)."""
+        return 0 if self.at_most else min(self.cached, max(0, self.tokens - 1) // self.block_size)
 
 
 def compare(prompt: Prompt, event: BlockStored, position: int, skip: int) -> Divergence | None:
-    """How they differ; None where they have nothing to do with each other."""
+    """How they differ; None where they have nothing to do with each other, or where blocks of another size were expected before it told."""
+    if event.block_size != prompt.block_size:
+        return None
     begin = position * prompt.block_size
     ours = prompt.packed[begin * TOKEN_BYTES : (begin + _KEPT_TOKENS) * TOKEN_BYTES]
     theirs = event.tokens[skip * event.block_size * TOKEN_BYTES :][: len(ours)]
     shared = _shared_tokens(ours, theirs)
-    if shared >= min(event.block_size, prompt.block_size):
+    if shared >= prompt.block_size:
         return Divergence(_beside_tokens(prompt, event, position, skip), begin)
     leading = LEADING_TOKENS * TOKEN_BYTES
     if begin == 0 and (
@@ -116,6 +120,8 @@ def resemblance(prompt: Prompt, event: BlockStored) -> Divergence | None:
     Where it begins in the engine's prompt is known only in whole blocks: a shift within a block tells whether a token more or
     less stands somewhere before.
     """
+    if event.block_size != prompt.block_size:
+        return None
     tokens = len(prompt.packed) // TOKEN_BYTES
     width = LEADING_TOKENS * TOKEN_BYTES
     for start in (tokens - 2 * LEADING_TOKENS, tokens * 3 // 4, tokens // 2):
@@ -125,16 +131,12 @@ def resemblance(prompt: Prompt, event: BlockStored) -> Divergence | None:
         shift = (at // TOKEN_BYTES - start) % event.block_size
         if event.lora != prompt.lora:
             return Divergence(Cause.LORA, 0)
-        if event.block_size != prompt.block_size:
-            return Divergence(Cause.BLOCK_SIZE, 0)
         return Divergence(Cause.BOS if shift in (1, event.block_size - 1) else Cause.EARLIER, 0)
     return None
 
 
 def _beside_tokens(prompt: Prompt, event: BlockStored, position: int, skip: int) -> Cause:
     """What else enters a block's hash."""
-    if event.block_size != prompt.block_size:
-        return Cause.BLOCK_SIZE
     if event.lora != prompt.lora:
         return Cause.LORA
     theirs = event.extras[skip] if event.extras else ()

@@ -46,10 +46,10 @@ class Hits:
             self._chains[block_size] = chains
         return chains
 
-    def prompt(self, endpoint: EndpointId, *, reads_cache: bool) -> Prompt | None:
+    def prompt(self, endpoint: EndpointId, *, reads_cache: bool, at_most: bool) -> Prompt | None:
         """What the endpoint is expected to make of the request's prompt; None where there are several, or where it is not known to its end.
 
-        `reads_cache` False: it computes, and stores, all of it anew.
+        `reads_cache` False: it computes, and stores, all of it anew. `at_most`: it may find less than what is confirmed.
         """
         request, i = self._request, self.endpoints.index(endpoint)
         block_size, cached = self.block_sizes[i], self.confirmed[i] if reads_cache else 0
@@ -57,7 +57,7 @@ class Hits:
             return None
         media = request.media[0] if request.media else ()
         extras = request_extras(block_size, request.cache_salt, media)
-        return Prompt(self.chains(block_size)[0], self._packed[0], block_size, request.lora, extras, cached)
+        return Prompt(self.chains(block_size)[0], self._packed[0], block_size, request.lora, extras, cached, at_most)
 
     def add(self, i: int, prompt: int, end: int, start: int = 0, medium: str = GPU) -> None:
         """Endpoint `i` holds these blocks of one prompt, in its own size."""

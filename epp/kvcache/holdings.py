@@ -53,6 +53,8 @@ class Holdings:
         """Those that tell how long a prefix is held; the first stands for the stream."""
         self.all_must_hold = False
         """A prefix counts as far as each of `counted` holds it, not any of them."""
+        self.at_most = False
+        """The engine may find less of a prefix than `counted` hold: other groups have a say."""
         self.changed = False
         """Set when `counted` is another one, or offloads for the first time."""
 
@@ -161,6 +163,7 @@ class Holdings:
         unnamed = [group for group in groups if group.kind is None]
         self.counted = tuple(full or unnamed or (groups if len(self._groups) == 1 else ()))
         self.all_must_hold = bool(full)
+        self.at_most = len(self.counted) < len(self._groups) or (len(self.counted) > 1 and not full)
         self.changed = True
 
     def _addressed(self, number: int | None) -> Group | None:

@@ -62,6 +62,8 @@ class _View:
     """Empty where each rank's run is that of its one bit."""
     offloads: frozenset[str] = frozenset()
     """The other mediums it has blocks in."""
+    at_most: bool = False
+    """What is held is more than what is found, where other groups have a say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,8 +156,9 @@ class PrefixIndex:
         """
         if not isinstance(hits, Hits):
             raise TypeError("predict takes what match() returned")
-        predictions = self._predictions
-        prompt = None if predictions is None else hits.prompt(endpoint, reads_cache=reads_cache)
+        predictions, view = self._predictions, self._views.get(endpoint)
+        at_most = view is not None and view.at_most
+        prompt = None if predictions is None else hits.prompt(endpoint, reads_cache=reads_cache, at_most=at_most)
         if predictions is None or prompt is None:
             return
         predictions.add(decision_id, endpoint, model, prompt)
@@ -328,6 +331,8 @@ class PrefixIndex:
                 self._predictions.stored(endpoint, placed.parent, event, placed.keys)
         elif isinstance(placed, Problem):
             self._problem(endpoint, placed.reason)
+        elif not holdings.counted and self._predictions is not None:
+            self._predictions.heard(endpoint)
 
     def _problem(self, endpoint: EndpointId, reason: str) -> None:
         self._reporter.kv_event_error(endpoint, reason)
@@ -350,6 +355,7 @@ class PrefixIndex:
         view.wanted = tuple(wanted.items())
         if len(wanted) > 1 or any(len(holdings.counted) > 1 for holdings in ranks):
             view.ranks = tuple(map(_Rank, ranks))
+        view.at_most = any(holdings.at_most for holdings in ranks)
         view.offloads = frozenset(medium for holdings in ranks for medium in holdings.counted[0].tiers if medium != GPU)
 
     def _forget_expected(self, endpoint: EndpointId) -> None:

@@ -7,9 +7,10 @@ instead that starts where ours should go on and differs inside the prompt, the p
 the likely cause. A chain that another prediction explains says nothing; neither do blocks beyond the prompt.
 
 What is predicted as cached is confirmed by not being stored again, from the first block to the last it should find there: an engine
-that does has lost its cache without a word, unless it said that it evicted one of these two, or another prediction expects them stored. So a
-request whose blocks are all cached expects nothing: it is confirmed, and the end of its prefill shows nowhere. Only blocks that events
-confirmed count as cached: one that is speculated may be as wrong as the tokens it was made of.
+that does has lost its cache without a word, unless it said that it evicted one of these two, or another request was to compute this chain
+from its first block on. So a request whose blocks are all cached expects nothing: it is confirmed, and the end of its prefill shows
+nowhere. Only blocks that events confirmed count as cached: one that is speculated may be as wrong as the tokens it was made of. One found block
+alone tells nothing: speculative decoding leaves out the last one, and a prompt of one block is always computed.
 
 Settled some time after the answer ended, because engines publish a step's events with its outputs. Used by `index`, on the
 event loop; `now` is injected. Cost: a lookup for each block an endpoint stores while predictions are open there.
@@ -122,14 +123,16 @@ class _Prediction:
     hit_tokens: int
     """Those it is taken to find."""
     ends: tuple[BlockKey, ...]
-    """The first and the last block it is taken to find; one or none where there are no two."""
+    """The first and the last block it is taken to find; none where there are no two."""
+    anew: BlockKey | None
+    """Its first block, if it computes that itself."""
     opened_at: float
     next: int
     """The block expected next; that after the last one where nothing is."""
     heard: int
     """Events its endpoint's blocks came with until then."""
     served: bool = True
-    """Its endpoint answered it, as far as anybody told."""
+    """Its endpoint answered it, as far as anybody told. What was given up while it waited is contradicted by nothing."""
     divergence: Divergence | None = None
     contradicted: bool = False
     """An event that stored some of its blocks went on otherwise."""
@@ -143,11 +146,11 @@ class _Prediction:
             return Verdict.CONTRADICTED
         if self.next >= len(self.prompt.chain):
             return Verdict.CONFIRMED
-        if self.contradicted:
+        if self.contradicted and self.served:
             return Verdict.CONTRADICTED
         if self.next > self.prompt.cached:
             return Verdict.CONFIRMED
-        return Verdict.UNSEEN if self.divergence is None else Verdict.CONTRADICTED
+        return Verdict.CONTRADICTED if self.divergence is not None and self.served else Verdict.UNSEEN
 
     def stored_again(self, key: BlockKey) -> None:
         """One of its ends was."""
@@ -159,7 +162,7 @@ class _Prediction:
 class _Pod:
     """The predictions of one endpoint that expect something, to be stored or not to be."""
 
-    __slots__ = ("after", "expecting", "found", "puzzling")
+    __slots__ = ("after", "anew", "expecting", "found", "puzzling")
 
     def __init__(self) -> None:
         self.expecting: dict[BlockKey, list[_Prediction]] = {}
@@ -168,16 +171,29 @@ class _Pod:
         """By the block before that one."""
         self.found: dict[BlockKey, list[_Prediction]] = {}
         """By the first block, and by the last, that they are taken to find."""
+        self.anew: dict[BlockKey, int] = {}
+        """How many compute their first block themselves, by that; any of them may store it, whether or not another has."""
         self.puzzling: dict[_Prediction, None] = {}
         """Those of which no block was stored, and nothing that may have come in their place; oldest first."""
 
     def watch(self, prediction: _Prediction) -> None:
         for key in prediction.ends:
             self.found.setdefault(key, []).append(prediction)
+        if prediction.anew is not None:
+            self.anew[prediction.anew] = self.anew.get(prediction.anew, 0) + 1
 
     def unwatch(self, prediction: _Prediction) -> None:
         for key in prediction.ends:
             _drop(self.found, key, prediction)
+
+    def settle(self, prediction: _Prediction) -> None:
+        self.unwatch(prediction)
+        if prediction.anew is not None:
+            left = self.anew.pop(prediction.anew, 1) - 1
+            if left:
+                self.anew[prediction.anew] = left
+        if prediction.next < len(prediction.prompt.chain):
+            self.discard(prediction)
 
     def add(self, prediction: _Prediction) -> None:
         chain, at = prediction.prompt.chain, prediction.next
@@ -239,9 +255,9 @@ class Predictions:
         if not prompt.chain or len(self._open) >= MAX_OPEN or self._bytes + prompt.bytes > MAX_BYTES:
             return
         chain, found = prompt.chain, prompt.found
-        ends = () if not found else (chain[0],) if found == 1 else (chain[0], chain[found - 1])
+        ends = (chain[0], chain[found - 1]) if found > 1 else ()
         prediction = self._open[decision_id] = _Prediction(
-            *(decision_id, endpoint, model, prompt, prompt.tokens, found * prompt.block_size, ends),
+            *(decision_id, endpoint, model, prompt, prompt.tokens, found * prompt.block_size, ends, None if prompt.cached else chain[0]),
             *(self._now(), prompt.cached, self._heard.get(endpoint, 0)),
         )
         self._bytes += prompt.bytes
@@ -254,22 +270,21 @@ class Predictions:
 
     def stored(self, endpoint: EndpointId, parent: BlockKey, event: BlockStored, keys: Sequence[BlockKey]) -> None:
         """The endpoint stored these blocks, whose keys are ours of what the event says, after `parent`."""
-        self._heard[endpoint] = self._heard.get(endpoint, 0) + 1
+        self.heard(endpoint)
         pod = self._pods.get(endpoint)
         if pod is None:
             return
-        expecting, found = pod.expecting, pod.found
-        explained, cut_short, expected = False, [], 0
+        expecting, found, anew = pod.expecting, pod.found, pod.anew
+        explained, cut_short = False, []
         for at, key in enumerate(keys):
             for prediction in tuple(expecting.get(key, ())):
                 reached = self._advance(pod, prediction, keys, at)
-                expected = max(expected, reached)
                 if reached < len(keys) and prediction.next < len(prediction.prompt.chain):
                     cut_short.append((prediction, reached))
-                elif at == 0:
+                else:
                     explained = True
-            if at >= expected:  # otherwise a prompt that is computed anew, whatever is held, stores it again
-                for prediction in found.get(key, ()):
+            if key in found and key not in anew:
+                for prediction in found[key]:
                     prediction.stored_again(key)
         if not explained:
             for prediction, reached in cut_short:
@@ -296,12 +311,17 @@ class Predictions:
                 del pod.puzzling[prediction]
 
     def removed(self, endpoint: EndpointId, keys: Sequence[BlockKey]) -> None:
-        """The endpoint evicted these blocks, and said so: if it stores them again it is right."""
+        """The endpoint evicted these blocks, and said so: if it does not find them, and stores them again, it is right."""
         pod = self._pods.get(endpoint)
         if pod is not None and pod.found:
             for key in keys:
                 for prediction in tuple(pod.found.get(key, ())):
                     pod.unwatch(prediction)
+                    prediction.hit_tokens = 0
+
+    def heard(self, endpoint: EndpointId) -> None:
+        """The endpoint stored blocks nobody looks at: it is not silent."""
+        self._heard[endpoint] = self._heard.get(endpoint, 0) + 1
 
     def unusable(self, endpoint: EndpointId, reason: str) -> None:
         """An event of the endpoint could not be read, or not be counted."""
@@ -349,10 +369,8 @@ class Predictions:
             verdict, endpoint = prediction.verdict, prediction.endpoint
             pod = self._pods.get(endpoint)
             if pod is not None:
-                pod.unwatch(prediction)
-                if prediction.next < len(prediction.prompt.chain):
-                    pod.discard(prediction)
-                if not (pod.expecting or pod.found):
+                pod.settle(prediction)
+                if not (pod.expecting or pod.found or pod.anew):
                     del self._pods[endpoint]
             self._bytes -= prediction.prompt.bytes
             divergence = prediction.divergence if verdict is Verdict.CONTRADICTED else None

@@ -35,8 +35,12 @@ class Engine:
         lora: str | None = None,
         salt: str | None = None,
         reads_cache: bool = True,
+        leaves_out: int = 0,
     ) -> int:
-        """Prefill, decode; how many tokens were cached: the last one is always computed. `reads_cache` False: so are all others, and stored again."""
+        """Prefill, decode; how many tokens were cached: the last one is always computed. `reads_cache` False: so are all others, and stored again.
+
+        `leaves_out`: so many blocks at the end of a hit are computed all the same, as with speculative decoding.
+        """
         contents = [
             self._content((*prompt, *answer), end, lora, salt) for end in range(1, (len(prompt) + len(answer)) // self._block_size + 1)
         ]
@@ -45,6 +49,7 @@ class Engine:
         most = max(0, len(prompt) - 1) // self._block_size
         while reads_cache and cached < most and contents[cached] in self._held:
             cached += 1
+        cached = max(0, cached - leaves_out)
         self.queries += len(prompt) if reads_cache else 0
         self.hits += cached * self._block_size
         for content in contents[:cached]:
@@ -53,7 +58,7 @@ class Engine:
         while at < len(contents):
             # A step's share of a prompt, or a block of the answer.
             end = min(full, at + self._rng.randint(1, 8)) if at < full else at + 1
-            self._store(contents[at:end], contents[at - 1] if at else None, again=not reads_cache)
+            self._store(contents[at:end], contents[at - 1] if at else None, again=not reads_cache or leaves_out > 0)
             at = end
         return cached * self._block_size
 

@@ -117,20 +117,35 @@ class Said:
     def forgotten(self, endpoint: EndpointId) -> None: ...
 
 
-@pytest.mark.parametrize(("dropped", "verdict"), [((1,), Verdict.CONTRADICTED), ((1, 2), Verdict.CONFIRMED)])
+@pytest.mark.parametrize(("dropped", "verdict"), [((2,), Verdict.CONTRADICTED), ((2, 4), Verdict.CONFIRMED)])
 def test_a_block_that_another_hash_still_means_is_not_taken_for_evicted(
     reporter: Recorder, dropped: tuple[int, ...], verdict: Verdict
 ) -> None:
     """An engine that computes it again although it holds it has lost its cache; one that dropped all of its hashes has not."""
     said = Said()
     index = PrefixIndex(reporter, default_block_size=4, predictions=Predictions(lambda: 0.0, outcomes=said, prefill_ended=lambda _: None))
-    feed(index, A, stored([1], PROMPT[:4], lora="a"), stored([2], PROMPT[:4], lora="a"))
-    index.predict(index.match(request(PROMPT[:5], lora="a"), [A], 0.0), A, DecisionId("1"), "m", 0.0, 0.0)
-    feed(index, A, removed(*dropped), stored([3], PROMPT[:4], lora="a"))
+    feed(index, A, stored([1, 2], PROMPT[:8], lora="a"), stored([3, 4], PROMPT[:8], lora="a"))
+    index.predict(index.match(request(PROMPT[:9], lora="a"), [A], 0.0), A, DecisionId("1"), "m", 0.0, 0.0)
+    feed(index, A, removed(*dropped), stored([5, 6], PROMPT[:8], lora="a"))
     index.answer_ended(DecisionId("1"))
     index.sweep(100.0)
 
     assert said.verdicts == [verdict]
+
+
+def test_a_chain_that_is_stored_again_from_its_middle_is_no_stranger_to_those_that_wait(reporter: Recorder) -> None:
+    """A block that one request was to find was evicted: it stores that too, and goes on as expected; another with the same beginning is unseen."""
+    said = Said()
+    index = PrefixIndex(reporter, default_block_size=4, predictions=Predictions(lambda: 0.0, outcomes=said, prefill_ended=lambda _: None))
+    feed(index, A, stored([1, 2], PROMPT[:8]))
+    for decision, prompt in (DecisionId("1"), [*PROMPT, 0]), (DecisionId("2"), [*PROMPT[:4], *range(50, 60)]):
+        index.predict(index.match(request(prompt), [A], 0.0), A, decision, "m", 0.0, 0.0)
+    feed(index, A, removed(2), stored([2, 3], PROMPT[4:], parent=1))
+    for number in "12":
+        index.answer_ended(DecisionId(number))
+    index.sweep(100.0)
+
+    assert said.verdicts == [Verdict.CONFIRMED, Verdict.UNSEEN]
 
 
 def test_all_blocks_cleared(index: PrefixIndex) -> None:
