@@ -40,6 +40,7 @@ class Inbox:
         self._waiting: deque[tuple[int, Delivery, int, _Share]] = deque()
         self._shares: dict[int, _Share] = {}
         self._ringing = False
+        """A drain is scheduled or under way. One at a time, or what comes during each schedules more of them, and a turn of the loop has no end."""
         self._put = self._taken = 0
         """Bytes so far: each is counted by one thread alone."""
 
@@ -75,15 +76,25 @@ class Inbox:
 
     def _drain(self) -> None:
         """Handle what waits, for one slice of time."""
-        until = self._clock() + SLICE_S
-        # Cleared before looking: what the thread adds after the last look rings again.
-        self._ringing = False
-        while self._waiting:
-            token, delivery, size, share = self._waiting.popleft()
-            share.taken += size
-            self._taken += size
-            self._handle(token, delivery)
-            if self._waiting and self._clock() >= until:
-                self._ringing = True
+        more = True  # also where something could not be handled, which costs itself
+        try:
+            more = self._handle_some(self._clock() + SLICE_S)
+        finally:
+            if more:
                 self._loop.call_soon(self._drain)
-                return
+
+    def _handle_some(self, until: float) -> bool:
+        """Until then; whether there may be more."""
+        while True:
+            while self._waiting:
+                token, delivery, size, share = self._waiting.popleft()
+                share.taken += size
+                self._taken += size
+                self._handle(token, delivery)
+                if self._clock() >= until:
+                    return True
+            self._ringing = False
+            # What the thread added before that, it did not ring for.
+            if self._ringing or not self._waiting:
+                return False
+            self._ringing = True

@@ -1,0 +1,89 @@
+"""The way of deliveries from the stream thread to the event loop; the thread's part is played on the loop, at its worst moments."""
+
+import asyncio
+import itertools
+from collections.abc import Iterator
+
+import pytest
+
+from epp.sources.kv_inbox import SLICE_S, Inbox
+from epp.sources.kv_messages import Delivery, Failed
+
+
+@pytest.fixture
+def loop() -> Iterator[asyncio.AbstractEventLoop]:
+    loop = asyncio.new_event_loop()
+    yield loop
+    loop.close()
+
+
+def test_what_comes_while_others_are_handled_takes_no_more_of_a_turn(loop: asyncio.AbstractEventLoop) -> None:
+    """Each turn of the loop has one slice for deliveries, however long they keep coming: requests get their turn between."""
+    ticks = itertools.count()
+    handled, a_turn = 0, []
+
+    def handle(_token: int, _delivery: Delivery) -> None:
+        nonlocal handled
+        handled += 1
+        if handled < 1000:
+            inbox.put(1, Failed("more"))
+            inbox.put(1, Failed("more"))
+
+    def turn(before: int) -> None:
+        a_turn.append(handled - before)
+        if len(a_turn) < 100:
+            loop.call_soon(turn, handled)
+        else:
+            loop.stop()
+
+    inbox = Inbox(handle, clock=lambda: next(ticks) * SLICE_S / 4)
+    inbox.open(loop)
+    inbox.put(1, Failed("first"))
+    loop.call_soon(turn, 0)
+    loop.run_forever()
+    assert max(a_turn) <= 5
+    assert sum(a_turn[-10:]) > 10
+
+
+def test_nothing_that_was_put_is_left_lying(loop: asyncio.AbstractEventLoop) -> None:
+    """Whenever it comes: before the first is handled, during the last, or after all were."""
+    handled: list[Delivery] = []
+
+    def handle(_token: int, delivery: Delivery) -> None:
+        handled.append(delivery)
+        if len(handled) in (1, 2):
+            inbox.put(1, Failed("during"))
+
+    inbox = Inbox(handle, clock=lambda: 0.0)
+    inbox.open(loop)
+    for expected in (3, 4, 5):
+        inbox.put(1, Failed("again"))
+        loop.run_until_complete(asyncio.sleep(0))
+        loop.run_until_complete(asyncio.sleep(0))
+        assert len(handled) == expected
+    assert not inbox.has_enough_of(1)
+
+
+def test_a_delivery_that_cannot_be_handled_costs_itself(loop: asyncio.AbstractEventLoop) -> None:
+    """Those behind it are handled, and those that come later."""
+    handled: list[str] = []
+    failures: list[object] = []
+    loop.set_exception_handler(lambda _loop, context: failures.append(context["exception"]))
+
+    def handle(_token: int, delivery: Delivery) -> None:
+        assert isinstance(delivery, Failed)
+        if delivery.reason == "bad":
+            raise ValueError("of ours")
+        handled.append(delivery.reason)
+
+    inbox = Inbox(handle, clock=lambda: 0.0)
+    inbox.open(loop)
+    for reason in ("bad", "good"):
+        inbox.put(1, Failed(reason))
+    for _ in range(3):
+        loop.run_until_complete(asyncio.sleep(0))
+    inbox.put(1, Failed("later"))
+    loop.run_until_complete(asyncio.sleep(0))
+    loop.run_until_complete(asyncio.sleep(0))
+    assert handled == ["good", "later"]
+    assert len(failures) == 1
