@@ -17,14 +17,10 @@ from epp.kvcache.events import blocks, decode, slices
 from epp.kvcache.sequence import Apply, EventSequence, Replay, parse_seq
 from epp.sources.kv_messages import (
     BLOCKS_A_PART,
-    BLOCKS_ALLOWED,
     BYTES_A_TURN,
-    BYTES_ALLOWED,
     MESSAGES_A_TURN,
-    MESSAGES_ALLOWED,
     READ_AHEAD,
-    WASTE_ALLOWED,
-    Allowance,
+    Allowances,
     Failed,
     Named,
     StateChanged,
@@ -51,11 +47,10 @@ def pod_of(topic: bytes) -> str | None:
 class _Speaker:
     """One pod that connected, and the streams of its ranks."""
 
-    __slots__ = ("blocks", "messages", "sequences", "volume", "waste")
+    __slots__ = ("allowed", "sequences")
 
     def __init__(self, now: float) -> None:
-        self.messages, self.volume = Allowance(MESSAGES_ALLOWED, now), Allowance(BYTES_ALLOWED, now)
-        self.blocks, self.waste = Allowance(BLOCKS_ALLOWED, now), Allowance(WASTE_ALLOWED, now)
+        self.allowed = Allowances(now)
         self.sequences: dict[int, EventSequence] = {}
 
 
@@ -90,6 +85,11 @@ class BoundSocket:
             self._host.deliver(BOUND, Failed(reason, count))
         self._errors.clear()
 
+    def excuse(self, seconds: float) -> None:
+        """Nobody looked for so long."""
+        for speaker in self._speakers.values():
+            speaker.allowed.excuse(seconds)
+
     def close(self) -> None:
         """Stop listening."""
         self._host.poller.unregister(self.socket)
@@ -114,11 +114,12 @@ class BoundSocket:
             speaker = self._speakers[pod] = _Speaker(now)
             if len(self._speakers) > MAX_PODS:
                 self._speakers.popitem(last=False)
-        if not speaker.messages.take(1, now) or not speaker.volume.take(len(payload), now):
+        allowed = speaker.allowed
+        if not allowed.messages.take(1, now) or not allowed.volume.take(len(payload), now):
             self._errors["flood"] += 1
             return
         batch = decode(payload)
-        if not (speaker.blocks.take(blocks(batch), now) if batch.events else speaker.waste.take(len(payload), now)):
+        if not (allowed.blocks.take(blocks(batch), now) if batch.events else allowed.waste.take(len(payload), now)):
             self._errors["flood"] += 1
             return
         rank = batch.rank or 0

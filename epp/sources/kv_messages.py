@@ -27,6 +27,10 @@ BYTES_A_TURN: Final = 512 << 10
 DRAIN_S: Final = 0.005
 # What the event loop is behind with is looked at again after so long.
 CATCH_UP_S: Final = 0.005
+# The thread looks at its sockets this often at least. Where it did not for twice as long it stood still, with its machine or for want of a CPU, and what
+# engines sent meanwhile comes at once: so much of it is no flood.
+LOOK_S: Final = 1.0
+MAX_EXCUSED_S: Final = 30.0
 # Blocks in one part handed to the event loop.
 BLOCKS_A_PART: Final = 512
 # No engine publishes faster than this for long: (a second, at once).
@@ -131,6 +135,27 @@ class Allowance:
 
     def take(self, amount: int, now: float) -> bool:
         """Spend; False: that was more than there is."""
-        self._left = min(self._limit, self._left + (now - self._at) * self._rate) - amount
+        if self._left < self._limit:
+            self._left = min(self._limit, self._left + (now - self._at) * self._rate)
+        self._left -= amount
         self._at = now
         return self._left >= 0
+
+    def excuse(self, seconds: float) -> None:
+        """Nobody looked for so long: what may come in that time may come at once, on top."""
+        self._left = max(self._left, self._limit + seconds * self._rate)
+
+
+class Allowances:
+    """What one peer may send."""
+
+    __slots__ = ("blocks", "messages", "volume", "waste")
+
+    def __init__(self, now: float) -> None:
+        self.messages, self.volume = Allowance(MESSAGES_ALLOWED, now), Allowance(BYTES_ALLOWED, now)
+        self.blocks, self.waste = Allowance(BLOCKS_ALLOWED, now), Allowance(WASTE_ALLOWED, now)
+
+    def excuse(self, seconds: float) -> None:
+        """Nobody looked for so long."""
+        for allowance in (self.messages, self.volume, self.blocks, self.waste):
+            allowance.excuse(seconds)

@@ -19,17 +19,13 @@ from epp.kvcache.events import blocks, decode, slices
 from epp.kvcache.sequence import Action, Apply, EventSequence, Replay, StreamState, parse_seq
 from epp.sources.kv_messages import (
     BLOCKS_A_PART,
-    BLOCKS_ALLOWED,
     BYTES_A_TURN,
-    BYTES_ALLOWED,
     CATCH_UP_S,
     LIVE_BYTES,
     LIVE_HIGH_WATER_MARK,
     MESSAGES_A_TURN,
-    MESSAGES_ALLOWED,
     READ_AHEAD,
-    WASTE_ALLOWED,
-    Allowance,
+    Allowances,
     Delivery,
     Failed,
     StateChanged,
@@ -86,10 +82,9 @@ class Stream:
         self._told: StreamState | None = None
         self._errors: Counter[str] = Counter()
         now = host.now()
-        self._messages, self._bytes = Allowance(MESSAGES_ALLOWED, now), Allowance(BYTES_ALLOWED, now)
-        self._blocks, self._waste = Allowance(BLOCKS_ALLOWED, now), Allowance(WASTE_ALLOWED, now)
-        self._backlog: deque[list[bytes]] = deque()
-        """Received and not looked at."""
+        self._allowed = Allowances(now)
+        self._backlog: deque[tuple[float, list[bytes]]] = deque()
+        """Received, since when, and not looked at."""
         self._backlog_bytes = 0
         self._is_polled = False
         """The poller looks at the SUB socket."""
@@ -131,6 +126,10 @@ class Stream:
             return self._host.now() + CATCH_UP_S if self._host.has_enough_of(self._token) else -_FOREVER
         patience = self._patience if self._patience is not None else _FOREVER
         return min(patience, self._replay_idle, self._replay_deadline, self._resume_at, self._check_at)
+
+    def excuse(self, seconds: float) -> None:
+        """Nobody looked for so long."""
+        self._allowed.excuse(seconds)
 
     def check(self) -> None:
         """Make sure that nothing was lost at the end."""
@@ -247,10 +246,10 @@ class Stream:
             while self._sub is not None and self._has_room:
                 frames = self._sub.recv_multipart(zmq.NOBLOCK)
                 now, size = self._host.now(), sum(map(len, frames))
-                if not self._messages.take(1, now) or not self._bytes.take(size, now):
+                if not self._allowed.messages.take(1, now) or not self._allowed.volume.take(size, now):
                     self._cut_off(now)
                     return
-                self._backlog.append(frames)
+                self._backlog.append((now, frames))
                 self._backlog_bytes += size
 
     def _listen(self) -> None:
@@ -258,11 +257,11 @@ class Stream:
         for _ in range(MESSAGES_A_TURN):
             if budget < 0 or not self._backlog:
                 return
-            frames = self._backlog.popleft()
+            since, frames = self._backlog.popleft()
             size = sum(map(len, frames))
             self._backlog_bytes -= size
             budget -= size
-            self._on_live(frames)
+            self._on_live(frames, since)
             self._take()  # what came meanwhile, since libzmq has room for little
 
     def _cut_off(self, now: float) -> None:
@@ -277,7 +276,7 @@ class Stream:
         self._backlog.clear()
         self._backlog_bytes = 0
 
-    def _on_live(self, frames: list[bytes]) -> None:
+    def _on_live(self, frames: list[bytes], since: float) -> None:
         seq = parse_seq(frames[1]) if len(frames) == 3 else None
         if seq is None:
             self._errors["frames"] += 1
@@ -286,7 +285,8 @@ class Stream:
         else:
             batch = decode(frames[2])
             self._perform(self._sequence.live(seq, batch))
-            may = self._blocks.take(blocks(batch), self._host.now()) if batch.events else self._may_waste(frames)
+            # By when it came: what waited for the event loop was sent in the time it waited.
+            may = self._allowed.blocks.take(blocks(batch), since) if batch.events else self._may_waste(frames)
             if not may:
                 self._cut_off(self._host.now())
 
@@ -327,7 +327,7 @@ class Stream:
             self._end_replay(complete=False)
 
     def _may_waste(self, frames: list[bytes]) -> bool:
-        return self._waste.take(sum(map(len, frames)), self._host.now())
+        return self._allowed.waste.take(sum(map(len, frames)), self._host.now())
 
     def _end_replay(self, *, complete: bool) -> None:
         self._close_replay_socket()

@@ -24,6 +24,8 @@ from epp.sources.kv_bound import BoundSocket
 from epp.sources.kv_messages import (
     CATCH_UP_S,
     DRAIN_S,
+    LOOK_S,
+    MAX_EXCUSED_S,
     MAX_MESSAGE_BYTES,
     Delivery,
     Failed,
@@ -79,6 +81,7 @@ class StreamThread:
         self._forget = forget
         self.drain_until = 0.0
         """When this turn looks for no more messages that could be received."""
+        self._looked = clock()
         self._streams: dict[int, Stream] = {}
         self._replaying: set[Stream] = set()
         self._want_replay: deque[Stream] = deque()
@@ -187,6 +190,7 @@ class StreamThread:
 
     def _turn(self) -> None:
         if self._behind():
+            self._excuse()
             for stream in tuple(self._replaying):
                 stream.receive_replies()
             self.drain_until = self.now() + DRAIN_S
@@ -195,8 +199,9 @@ class StreamThread:
             self._obey(wait_ms=int(CATCH_UP_S * 1000))
             return
         deadline = min((stream.deadline for stream in self._streams.values()), default=_FOREVER)
-        wait_ms = None if deadline == _FOREVER else int(max(0.0, deadline - self.now()) * 1000) + (deadline > 0)
+        wait_ms = int(min(max(0.0, deadline - self.now()), LOOK_S) * 1000) + (deadline > 0)
         readable = dict(self.poller.poll(wait_ms))
+        self._excuse()
         for stream in tuple(self._replaying):
             stream.receive_replies()
         self.drain_until = self.now() + DRAIN_S
@@ -211,6 +216,16 @@ class StreamThread:
         while self._want_replay and len(self._replaying) < MAX_REPLAYS:
             self._want_replay.popleft().replay_may_run()
         self._obey(wait_ms=0)
+
+    def _excuse(self) -> None:
+        """Of what comes at once because nobody looked, no engine is to blame."""
+        before, self._looked = self._looked, self.now()
+        stood_still = self._looked - before
+        if stood_still > 2 * LOOK_S:
+            for stream in self._streams.values():
+                stream.excuse(min(stood_still, MAX_EXCUSED_S))
+            if self._bound is not None:
+                self._bound.excuse(min(stood_still, MAX_EXCUSED_S))
 
     def _obey(self, *, wait_ms: int) -> None:
         if self._door.poll(wait_ms):

@@ -28,6 +28,9 @@ END_OF_REPLAY = b"\xff" * 8
 
 QUICK = Timing(replay_idle_s=0.5, connect_s=1.0, reconnect_s=0.02, reconnect_max_s=0.1, flood_pause_s=0.5)
 
+HIGH_WATER_MARK = 100_000
+"""vLLM's default."""
+
 _hashes = itertools.count(1 << 40)
 
 
@@ -133,11 +136,14 @@ class Publisher:
 
     def _bind(self, kind: int, port: int) -> zmq.asyncio.Socket:
         socket = self._context.socket(kind)
+        if kind == zmq.XPUB:
+            socket.sndhwm = HIGH_WATER_MARK
         socket.bind(f"tcp://127.0.0.1:{port or '*'}")
         return socket
 
     def _connect(self, url: str) -> zmq.asyncio.Socket:
         socket = self._context.socket(zmq.XPUB)
+        socket.sndhwm = HIGH_WATER_MARK
         socket.connect(url)
         return socket
 
@@ -179,6 +185,7 @@ class Rig:
         ports: EventPorts | None = None,
         lost: Callable[[EndpointId], None] = lambda _: None,
         predictions: Predictions | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.notes = notes or Notes()
         self.index = PrefixIndex(self.notes, default_block_size=16, predictions=predictions)
@@ -187,7 +194,7 @@ class Rig:
             self.notes,
             topic_filter=topic_filter,
             ports=ports or EventPorts(None, None, ask=None),
-            clock=time.monotonic,
+            clock=clock,
             timing=timing,
             max_sockets=max_sockets,
             bind=bind,

@@ -1,7 +1,10 @@
 """What no sequence number tells: losses at the end of a stream, engines that die, peers that flood."""
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
+
+import pytest
 
 from epp import names
 from epp.domain import Endpoint, EndpointId, EndpointMetrics
@@ -197,3 +200,35 @@ async def test_it_is_known_how_far_the_caches_are_known(rig: Rig, publish: Publi
     await eventually(lambda: rig.source.learnt().blocks == 4)
     learnt = rig.source.learnt()
     assert (learnt.told, learnt.endpoints, learnt.without_replay) == (1, 2, ["b"])
+
+
+@pytest.mark.parametrize("direction", ["we connect", "they connect"])
+async def test_what_was_sent_while_we_stood_still_is_no_flood(publish: Publish, direction: str) -> None:
+    """The machine was paused for ten seconds: what an engine published meanwhile comes at once, and is applied; the same without a pause is a flood."""
+    ahead = 0.0
+    binds = direction == "they connect"
+    rig = Rig(clock=lambda: time.monotonic() + ahead, bind="tcp://127.0.0.1:*" if binds else "", discover=not binds)
+    pod = publish(connect=rig.source.bound_url, topic=b"kv@127.0.0.1:8000@m") if binds else publish()
+    rig.source.sync([endpoint("a", pod)])
+    await rig.settled()
+    await pod.subscribed()
+    await pod.store(PROMPT)
+    await eventually(lambda: rig.hit_tokens("a", PROMPT) == 16)
+
+    async def burst() -> None:
+        for _ in range(8_000):
+            await pod.publish([{"type": "BlockRemoved", "block_hashes": [1], "medium": "GPU"}])
+
+    ahead += 10.0
+    await burst()
+    await pod.store(OTHER)
+    await eventually(lambda: rig.hit_tokens("a", OTHER) == 16)
+    assert rig.notes.errors == []
+    assert rig.notes.gaps == []
+
+    async def flooded() -> bool:
+        await burst()
+        return "flood" in {reason for _, reason in rig.notes.errors}
+
+    await eventually(flooded)
+    await rig.source.stop()
