@@ -29,6 +29,21 @@ MAX_QUOTED = 200
 MAX_NAMED = 10
 
 
+# What of KV events could not be used, where a word alone does not say what to do.
+_KV_REMEDIES = {
+    "flood": "more than an engine can have to say, so nobody listens for 5 s; an SGLang of this speed needs --page-size 16 or more",
+    "topic": "a topic that kvEventsConfig.topicFilter does not begin",
+    "unknown_pod": "an engine that connected to us names an address that no endpoint has, or several have",
+    "both_directions": "it connects to us, and we to it: one of the two is enough",
+    "port_label": "a label names no port; nobody listens there",
+    "sockets": "no sockets or file descriptors are left: raise the limit of open files",
+    "protocol": "what came was no ZMQ, or one message was larger than 2 MiB; is it the port of the KV events?",
+    "lora_without_name": "an adapter has a number and no name, so its blocks cannot be told apart",
+    "orphan": "blocks go on from others that were stored before we listened: is there a replay socket?",
+    "too_many_blocks": "more than 2,000,000 in one medium",
+}
+
+
 def _quoted(text: str) -> str:
     return text if len(text) <= MAX_QUOTED else text[:MAX_QUOTED] + "..."
 
@@ -165,7 +180,8 @@ class LogReporter(Reporter):
 
     def kv_event_error(self, endpoint: EndpointId, reason: str) -> None:
         if count := self._event_errors.due(endpoint, reason):
-            logger.warning("KV events of %s: %s%s", endpoint, reason.replace("_", " "), _so_far(count))
+            remedy = _KV_REMEDIES.get(reason)
+            logger.warning("KV events of %s: %s%s%s", endpoint, reason.replace("_", " "), f" ({remedy})" if remedy else "", _so_far(count))
 
     def parity_lost(self, loss: ParityLoss) -> None:
         logger.error(

@@ -260,7 +260,7 @@ class StreamThread:
         stream = self._streams.pop(token, None)
         if stream is not None:
             stream.close()
-            self._forget(token)
+        self._forget(token)  # one that could not be opened said so, too
 
     def _stop(self) -> None:
         self._stopping = True

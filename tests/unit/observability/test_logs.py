@@ -69,6 +69,19 @@ def test_stream_states_are_logged_when_they_change(lines: Lines) -> None:
     assert lines() == [f"KV events of team/a, rank {rank}: live" for rank in (0, 1, 0)]
 
 
+def test_events_that_cannot_be_used_come_with_a_remedy(lines: Lines) -> None:
+    """Where a word alone does not say what to do; the rest names what was wrong."""
+    reporter = LogReporter()
+    for _ in range(10):
+        reporter.kv_event_error(A, "flood")
+    reporter.kv_event_error(A, "block_size")
+    first, tenth, other = lines()
+    assert first.startswith("KV events of team/a: flood (more than an engine can have to say")
+    assert "--page-size" in first
+    assert tenth.startswith(first)
+    assert other == "KV events of team/a: block size"
+
+
 def test_requests_without_tokens_are_logged_once_and_then_counted(lines: Lines) -> None:
     """Per model and reason; the template's own words are shown."""
     reporter = LogReporter()
