@@ -64,6 +64,9 @@ test-compiled: compiled ## the suites of the request path on the compiled build
 COMPILED_TESTS := $(addprefix tests/unit/,extproc kvcache observability picking requests scheduling server sources) \
 	tests/integration/server tests/integration/app tests/envoy
 
+test-wheel: $(VENV)/.dev ## what `pip install .` makes: a compiled wheel, or where nothing compiles a pure one; a picker from it (2 minutes; needs gcc)
+	@$(BIN)/pytest --timeout 400 -o faulthandler_timeout=400 tests/wheel
+
 bench: compiled ## what epp costs a request, beside the Envoy it serves (6 minutes; ARGS=--quick: 2)
 	@GRPC_ENABLE_FORK_SUPPORT=0 $(BIN)/python -m bench --compiled $(COMPILED) $(ARGS)
 
@@ -101,4 +104,4 @@ h2spec: $(VENV)/.dev $(H2SPEC) ## the HTTP/2 conformance suite h2spec against th
 clean: ## remove the environment and everything built
 	rm -rf $(VENV) build .tools .mypy_cache .ruff_cache .hypothesis
 
-.PHONY: help demo test test-envoy test-demo test-newest test-vllm demo-vllm compiled test-compiled bench check format proto envoy h2spec soak flood clean
+.PHONY: help demo test test-envoy test-demo test-newest test-vllm demo-vllm compiled test-compiled test-wheel bench check format proto envoy h2spec soak flood clean
