@@ -56,7 +56,7 @@ demo-vllm: $(VENV)/.base build/vllm-model/config.json ## two real vLLM engines o
 	@$(BIN)/epp demo-vllm --vllm $(VLLM) --model build/vllm-model
 
 COMPILED := build/compiled
-compiled: $(VENV)/.dev ## a copy of the checkout whose hot modules are compiled to C (half a minute; needs gcc)
+compiled: $(VENV)/.dev ## a copy of the checkout whose hot modules are compiled to C, as in a wheel (half a minute; needs gcc)
 	@bash tools/compiled.sh $(COMPILED) $(CURDIR)/$(BIN)/python
 
 test-compiled: compiled ## the suites of the request path on the compiled build
