@@ -59,10 +59,9 @@ COMPILED := build/compiled
 compiled: $(VENV)/.dev ## a copy of the checkout whose hot modules are compiled to C, as in a wheel (half a minute; needs gcc)
 	@bash tools/compiled.sh $(COMPILED) $(CURDIR)/$(BIN)/python
 
-test-compiled: compiled ## the suites of the request path on the compiled build
+test-compiled: compiled ## the unit tests, and the suites of the request path, on the compiled build
 	@cd $(COMPILED) && PYTHONPATH=$(CURDIR)/$(COMPILED) $(CURDIR)/$(BIN)/python -m pytest $(COMPILED_TESTS)
-COMPILED_TESTS := $(addprefix tests/unit/,extproc kvcache observability picking requests scheduling server sources) \
-	tests/integration/server tests/integration/app tests/envoy
+COMPILED_TESTS := tests/unit tests/wire tests/integration/server tests/integration/app tests/envoy
 
 test-wheel: $(VENV)/.dev ## what `pip install .` makes: a compiled wheel, or where nothing compiles a pure one; a picker from it (2 minutes; needs gcc)
 	@$(BIN)/pytest --timeout 400 -o faulthandler_timeout=400 tests/wheel
