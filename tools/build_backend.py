@@ -60,9 +60,10 @@ def build_wheel(wheel_directory: str, config_settings: _Settings = None, metadat
         except (Exception, SystemExit) as error:  # mypyc and setuptools exit
             if _ASKED == "1":
                 raise
+            reason = "mypyc says why above" if error.args == (1,) else error
             print(
-                f"{error}\nepp: WARNING: NOT COMPILED, for the reason above. This wheel is pure Python: the same behaviour at more than twice "
-                "the CPU a request. EPP_COMPILE=1 makes it an error, EPP_COMPILE=0 silences this.",
+                f"epp: WARNING: NOT COMPILED: {reason}\nThis wheel is pure Python: the same behaviour at more than twice the CPU a request. "
+                "EPP_COMPILE=1 makes it an error, EPP_COMPILE=0 silences this.",
                 file=sys.stderr,
             )
     return _wheel("0", wheel_directory, config_settings, metadata_directory)
