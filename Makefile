@@ -56,13 +56,15 @@ demo-vllm: $(VENV)/.base build/vllm-model/config.json ## two real vLLM engines o
 	@$(BIN)/epp demo-vllm --vllm $(VLLM) --model build/vllm-model
 
 COMPILED := build/compiled
-compiled: $(VENV)/.dev ## a copy of the checkout whose hot modules are compiled to C (half a minute; needs gcc)
+compiled: $(VENV)/.dev ## a copy of the checkout whose hot modules are compiled to C, as in a wheel (half a minute; needs gcc)
 	@bash tools/compiled.sh $(COMPILED) $(CURDIR)/$(BIN)/python
 
-test-compiled: compiled ## the suites of the request path on the compiled build
+test-compiled: compiled ## the unit tests, and the suites of the request path, on the compiled build
 	@cd $(COMPILED) && PYTHONPATH=$(CURDIR)/$(COMPILED) $(CURDIR)/$(BIN)/python -m pytest $(COMPILED_TESTS)
-COMPILED_TESTS := $(addprefix tests/unit/,extproc kvcache observability picking requests scheduling server sources) \
-	tests/integration/server tests/integration/app tests/envoy
+COMPILED_TESTS := tests/unit tests/wire tests/integration/server tests/integration/app tests/envoy
+
+test-wheel: $(VENV)/.dev ## what `pip install .` makes: a compiled wheel, or where nothing compiles a pure one; a picker from it (2 minutes; needs gcc)
+	@$(BIN)/pytest --timeout 400 -o faulthandler_timeout=400 tests/wheel
 
 bench: compiled ## what epp costs a request, beside the Envoy it serves (6 minutes; ARGS=--quick: 2)
 	@GRPC_ENABLE_FORK_SUPPORT=0 $(BIN)/python -m bench --compiled $(COMPILED) $(ARGS)
@@ -101,4 +103,4 @@ h2spec: $(VENV)/.dev $(H2SPEC) ## the HTTP/2 conformance suite h2spec against th
 clean: ## remove the environment and everything built
 	rm -rf $(VENV) build .tools .mypy_cache .ruff_cache .hypothesis
 
-.PHONY: help demo test test-envoy test-demo test-newest test-vllm demo-vllm compiled test-compiled bench check format proto envoy h2spec soak flood clean
+.PHONY: help demo test test-envoy test-demo test-newest test-vllm demo-vllm compiled test-compiled test-wheel bench check format proto envoy h2spec soak flood clean

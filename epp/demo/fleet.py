@@ -24,7 +24,7 @@ from epp.testing.picker import free_ports, is_serving
 
 HOST = "127.0.0.1"
 READY_TIMEOUT_S = 60.0
-_EPP = (sys.executable, "-m", "epp")
+_EPP = (sys.executable, "-P", "-m", "epp")  # -P: not the epp of the working folder
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,8 +60,12 @@ async def is_serving(health_port: int, service: str = "") -> bool:
 class PickerProcess:
     """One running epp: `async with PickerProcess(["--config-text=..."]) as picker: ... picker.grpc_port`."""
 
-    def __init__(self, flags: Sequence[str], *, started: str = "") -> None:
-        """`flags` stand above plaintext and no drain, not above the ports. It has started once the health service `started` is SERVING."""
+    def __init__(self, flags: Sequence[str], *, started: str = "", command: Sequence[str] = (sys.executable, "-m", "epp")) -> None:
+        """`flags` stand above plaintext and no drain, not above the ports. It has started once the health service `started` is SERVING.
+
+        `command`: another epp than this one.
+        """
+        self._command = command
         self._flags = flags
         self._started = started
         self.grpc_port, self.health_port, self.metrics_port = free_ports(3)
@@ -87,7 +91,7 @@ class PickerProcess:
     async def _start(self, log_file: Path) -> None:
         with log_file.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "epp"),
+                *self._command,
                 "--secure-serving=false",
                 "--drain-timeout=0s",
                 *self._flags,

@@ -56,7 +56,7 @@ async def prove(folder: Path, output: Path) -> Handover:
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     try:
         child = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "epp.tokenization.prove", str(folder), str(output)),
+            *(sys.executable, "-P", "-m", "epp.tokenization.prove", str(folder), str(output)),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,

@@ -115,7 +115,7 @@ class StrangersTemplate:
 
 def _started() -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        (sys.executable, "-m", "epp.tokenization.stranger"),
+        (sys.executable, "-P", "-m", "epp.tokenization.stranger"),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,

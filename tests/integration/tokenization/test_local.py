@@ -121,6 +121,15 @@ def test_where_fastokens_differs_tokenizers_serves(
     assert tokens(tokenization, **chat) == tokens(recorded, **chat)
 
 
+def test_nothing_of_the_working_folder_is_run(recorded_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The child has this installation's code, also where a checkout or a file called like a module of Python's lies around."""
+    (tmp_path / "json.py").write_text("raise SystemExit")
+    (tmp_path / "epp").mkdir()
+    (tmp_path / "epp/__init__.py").touch()
+    monkeypatch.chdir(tmp_path)
+    assert tokens(started(LocalTokenizerConfig(path=str(recorded_folder)))).state is TokenState.EXACT
+
+
 def test_long_prompts_leave_the_event_loop_free(recorded: Tokenization) -> None:
     """They are encoded in the executor: other callbacks run meanwhile."""
 

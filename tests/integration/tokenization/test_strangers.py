@@ -118,6 +118,17 @@ def test_a_template_longer_than_any_is_not_kept(strangers: Strangers) -> None:
     assert absence.value.reason is Reason.UNSUPPORTED
 
 
+def test_nothing_of_the_working_folder_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process has this installation's code, also where a checkout or a file called like a module of Python's lies around."""
+    (tmp_path / "json.py").write_text("raise SystemExit")
+    (tmp_path / "epp").mkdir()
+    (tmp_path / "epp/__init__.py").touch()
+    monkeypatch.chdir(tmp_path)
+    strangers = Strangers()
+    assert strangers.template("{{ 1 + 1 }}").render([], variables={}, add_generation_prompt=False, continue_final_message=False) == "2"
+    strangers.close()
+
+
 def _peak() -> int:
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
     return int(line.split()[1]) * 1024
