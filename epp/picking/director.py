@@ -27,7 +27,7 @@ from epp.domain import (
     TokenState,
 )
 from epp.errors import InternalError, RequestError, ServiceUnavailableError
-from epp.extproc import access_log
+from epp.extproc import access_log, end_causes
 from epp.extproc.events import Route
 from epp.picking.answer_seen import AnswerSeen
 from epp.picking.open_decisions import OpenDecision, OpenDecisions
@@ -78,6 +78,7 @@ class Director:
         instance: str = "",
         honour_subset: bool = True,
         emit_scores: bool = False,
+        not_connected: Callable[[str], None] | None = None,
     ) -> None:
         """`tokenize` None: nothing in the configuration reads tokens; it returns at once what takes no time.
 
@@ -86,7 +87,7 @@ class Director:
 
         `instance` tells this picker from others that get the same access log. `honour_subset` False: choose among all
         endpoints whatever the data plane lists (--disable-endpoint-subset-filter). `emit_scores`: routes tell the total of
-        each scored candidate (--emit-endpoint-scores).
+        each scored candidate (--emit-endpoint-scores). `not_connected` is told the "ip:port" the data plane got no connection to.
         """
         self._parse = parse
         self._tokenize = tokenize
@@ -100,6 +101,7 @@ class Director:
         self._instance = instance
         self._honour_subset = honour_subset
         self._emit_scores = emit_scores
+        self._not_connected = not_connected
         self._open = OpenDecisions(now, self._close)
 
     @property
@@ -243,6 +245,8 @@ class Director:
         """Envoy's access log told the end of an answer."""
         if not self._open.ended(end):
             self._reporter.unmatched_end("unknown_decision" if end.decision_id else "no_decision")
+        elif end_causes.NOT_CONNECTED in end.response_flags and end.served is not None and self._not_connected is not None:
+            self._not_connected(end.served)
 
     def unmatched(self, reason: str) -> None:
         """An access-log entry that is none of ours."""

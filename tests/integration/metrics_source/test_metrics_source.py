@@ -27,6 +27,7 @@ DATA = Path(__file__).parents[2] / "data"
 REAL_PAGE = (DATA / "vllm-0.32.0" / "requests" / "metrics.txt").read_bytes()
 TLS = DATA / "tls"
 FAST = ScrapeSettings(interval_s=0.01)
+SELDOM = ScrapeSettings(interval_s=3600.0)
 
 
 def page(waiting: int) -> str:
@@ -109,6 +110,15 @@ class Rig:
     def sync(self, endpoints: Sequence[Endpoint]) -> None:
         self.pool.apply(EndpointsListed(endpoints))
         self.scraper.sync(endpoints)
+
+    async def doubted(self, endpoint: Endpoint) -> None:
+        """The data plane got no connection to it, and the scraper, which may have just begun, has taken that in."""
+
+        def taken_in() -> bool:
+            self.scraper.doubt(endpoint.host_port)
+            return endpoint.id not in self.choices()
+
+        await eventually(taken_in)
 
     def choices(self) -> list[str]:
         """Who may get a request."""
@@ -204,6 +214,34 @@ async def test_a_server_that_died_is_no_choice_until_it_is_back() -> None:
         await eventually(lambda: rig.choices() == ["default/b"])
         async with listening(server, server.port):
             await eventually(lambda: rig.choices() == ["default/a", "default/b"])
+
+
+async def test_whom_the_data_plane_cannot_connect_to_is_no_choice() -> None:
+    """Its word is taken at once, and looked into at once: nobody waits for polls that are an hour apart."""
+    async with listening(ModelServer()) as up:
+        with socket.create_server(("127.0.0.1", 0)) as reserved:
+            port = reserved.getsockname()[1]
+        down = Endpoint(EndpointId("default/a"), "127.0.0.1", port)
+        async with running(Rig(SELDOM), down, up.endpoint("b")) as rig:
+            await rig.doubted(down)
+            assert rig.choices() == ["default/b"]
+            await eventually(lambda: rig.notes.failures["default/a", "connect"] == 1)
+            assert rig.choices() == ["default/b"]
+
+
+async def test_whom_the_data_plane_cannot_connect_to_is_back_with_the_poll_that_is_answered() -> None:
+    """One connection that failed among many takes a healthy endpoint out for as long as a poll takes; nobody else is asked or taken out."""
+    async with (
+        listening(ModelServer()) as a,
+        listening(ModelServer()) as b,
+        running(Rig(SELDOM), a.endpoint("a"), b.endpoint("b")) as rig,
+    ):
+        rig.scraper.doubt("127.0.0.1:1")
+        assert rig.choices() == ["default/a", "default/b"]
+        await rig.doubted(a.endpoint("a"))
+        assert rig.choices() == ["default/b"]
+        await eventually(lambda: rig.choices() == ["default/a", "default/b"])
+        assert (a.asked, b.asked) == (1, 0)
 
 
 async def test_a_server_that_does_not_listen_yet_is_no_choice() -> None:
@@ -306,6 +344,7 @@ async def test_metrics_at_another_port_say_nothing_of_who_serves() -> None:
         endpoints = [Endpoint(EndpointId(f"default/{name}"), host, server.port) for name, host in (("a", "127.0.0.1"), ("b", "127.0.0.2"))]
         async with listening(ModelServer(), port), running(Rig(settings), *endpoints) as rig:
             await eventually(lambda: rig.notes.failures["default/b", "connect"] >= 3 and rig.applied["default/a"] > 0)
+            rig.scraper.doubt(f"127.0.0.1:{server.port}")
             assert rig.choices() == ["default/a", "default/b"]
 
 

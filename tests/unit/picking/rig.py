@@ -119,6 +119,7 @@ class Rig:
         self.recorder = Recorder()
         self.pool = PoolState()
         self.pool.apply(EndpointsListed([Endpoint(EndpointId(address), address, 8000) for address in addresses]))
+        self.not_connected: list[str] = []
         ids = itertools.count(1)
         scorers = [(LastByte(), 2.0)] if emit_scores else []
         profile = Profile("default", [], scorers, FirstPicker(), self.recorder)
@@ -134,6 +135,7 @@ class Rig:
             new_request_id=lambda: f"request-{next(ids)}",
             instance="me",
             emit_scores=emit_scores,
+            not_connected=self.not_connected.append,
         )
 
     @property
