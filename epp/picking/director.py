@@ -26,7 +26,7 @@ from epp.domain import (
     TokenizedRequest,
     TokenState,
 )
-from epp.errors import InternalError, RequestError, ServiceUnavailableError
+from epp.errors import InternalError, RequestError, ResourceExhaustedError, ServiceUnavailableError
 from epp.extproc import access_log, end_causes
 from epp.extproc.events import Route
 from epp.picking.answer_seen import AnswerSeen
@@ -196,12 +196,17 @@ class Director:
 
     def _decide(self, request: InferenceRequest, tokens: TokenizedRequest | None, picking: _Picking) -> Decision:
         started = self._now()
+        decision_id, request_id = self._new_decision_id(), picking.headers.get(names.REQUEST_ID) or self._new_request_id()
         cycle = Cycle(request, tokens, picking.candidates, started, self._rng)
-        decision = self._scheduler.schedule(
-            cycle,
-            decision_id=self._new_decision_id(),
-            request_id=picking.headers.get(names.REQUEST_ID) or self._new_request_id(),
-        )
+        try:
+            decision = self._scheduler.schedule(cycle, decision_id=decision_id, request_id=request_id)
+        except ResourceExhaustedError:
+            listed = self._among_subset(self._snapshot().listed, picking.subset)
+            if len(listed) == len(picking.candidates):
+                raise
+            # Of those that take connections none will do, as where all that decode take none: the fault may be ours.
+            cycle = Cycle(request, tokens, listed, started, self._rng)
+            decision = self._scheduler.schedule(cycle, decision_id=decision_id, request_id=request_id)
         decision.duration_s = self._now() - started
         return decision
 
@@ -228,15 +233,18 @@ class Director:
         Where none takes connections of those to choose from, all of these.
         """
         snapshot = self._snapshot()
-        endpoints: Sequence[Endpoint] = snapshot.endpoints
-        if subset is not None and self._honour_subset:
-            wanted = frozenset(subset)
-            endpoints = _among(snapshot.endpoints, wanted) or _among(snapshot.listed, wanted)
+        endpoints = self._among_subset(snapshot.endpoints, subset) or self._among_subset(snapshot.listed, subset)
         if not endpoints:
             raise ServiceUnavailableError(
                 "failed to find endpoint candidates for serving the request", dropped_reason="rejected-no-endpoints"
             )
         return endpoints
+
+    def _among_subset(self, endpoints: Sequence[Endpoint], subset: Sequence[str] | None) -> Sequence[Endpoint]:
+        if subset is None or not self._honour_subset:
+            return endpoints
+        wanted = frozenset(subset)
+        return [e for e in endpoints if e.host_port in wanted or e.address in wanted or f"[{e.address}]" in wanted]
 
     def _new_decision_id(self) -> DecisionId:
         return access_log.new_id(self._instance, self._new_id())
@@ -264,10 +272,6 @@ class Director:
         if decision.request is not None:
             self._scheduler.ended(decision, end)
         self._reporter.ended(decision, end)
-
-
-def _among(endpoints: Sequence[Endpoint], wanted: frozenset[str]) -> list[Endpoint]:
-    return [e for e in endpoints if e.host_port in wanted or e.address in wanted or f"[{e.address}]" in wanted]
 
 
 def _unread(headers: Mapping[str, str]) -> InferenceRequest:
