@@ -137,6 +137,7 @@ class App:
             instance=self._instance,
             honour_subset=not options.disable_endpoint_subset_filter,
             emit_scores=options.emit_endpoint_scores,
+            not_connected=self._scraper.doubt if self._scraper else None,
         )
         self._certificates = (
             Certificates(parts.tls_settings(options), self._reporter, names=parts.own_names(), wall_clock=time.time)

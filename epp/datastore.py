@@ -58,7 +58,7 @@ class Snapshot:
     endpoints: tuple[Endpoint, ...] = ()
     """Those that may be chosen: those that take connections, as far as is known, or all where none does."""
     listed: tuple[Endpoint, ...] = ()
-    """All: who may choose among some only, and finds none of them in `endpoints`, looks for them here."""
+    """All: who may choose among some only, by a subset or by filters, and finds none of them in `endpoints`, looks for them here."""
 
 
 NO_CHANGE = Change()

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x65pp/_proto/inference.proto\x12\repp.inference\"\xc2\x02\n\x0fGenerateRequest\x12\x32\n\ttokenized\x18\x02 \x01(\x0b\x32\x1d.epp.inference.TokenizedInputH\x00\x12\x0e\n\x04text\x18\x03 \x01(\tH\x00\x12\x36\n\x0fsampling_params\x18\x04 \x01(\x0b\x32\x1d.epp.inference.SamplingParams\x12\x0e\n\x06stream\x18\x05 \x01(\x08\x12\x32\n\tmm_inputs\x18\x07 \x01(\x0b\x32\x1f.epp.inference.MultimodalInputs\x12,\n\nmedia_refs\x18\n \x01(\x0b\x32\x18.epp.inference.MediaRefs\x12\x38\n\x0f\x65xtra_mm_inputs\x18\x0b \x03(\x0b\x32\x1f.epp.inference.MultimodalInputsB\x07\n\x05input\"#\n\x0eTokenizedInput\x12\x11\n\tinput_ids\x18\x02 \x03(\r\"x\n\x0eSamplingParams\x12\x17\n\nmax_tokens\x18\x08 \x01(\rH\x00\x88\x01\x01\x12#\n\x16truncate_prompt_tokens\x18\x1b \x01(\x05H\x01\x88\x01\x01\x42\r\n\x0b_max_tokensB\x19\n\x17_truncate_prompt_tokens\"\x12\n\x10MultimodalInputs\"\x0b\n\tMediaRefs\"@\n\x0c\x45mbedRequest\x12\x30\n\ttokenized\x18\x02 \x01(\x0b\x32\x1d.epp.inference.TokenizedInput\"\x88\x01\n\x10GenerateResponse\x12\x33\n\x05\x63hunk\x18\x01 \x01(\x0b\x32\".epp.inference.GenerateStreamChunkH\x00\x12\x33\n\x08\x63omplete\x18\x02 \x01(\x0b\x32\x1f.epp.inference.GenerateCompleteH\x00\x42\n\n\x08response\"^\n\x13GenerateStreamChunk\x12\x15\n\rprompt_tokens\x18\x02 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x03 \x01(\r\x12\x15\n\rcached_tokens\x18\x04 \x01(\r\"[\n\x10GenerateComplete\x12\x15\n\rprompt_tokens\x18\x03 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x04 \x01(\r\x12\x15\n\rcached_tokens\x18\x05 \x01(\r\"&\n\rEmbedResponse\x12\x15\n\rprompt_tokens\x18\x02 \x01(\r\"?\n\x11PredictionRequest\x12*\n\thttp_body\x18\x02 \x01(\x0b\x32\x17.epp.inference.HttpBody\"\x18\n\x08HttpBody\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x65pp/_proto/inference.proto\x12\repp.inference\"\xc2\x02\n\x0fGenerateRequest\x12\x32\n\ttokenized\x18\x02 \x01(\x0b\x32\x1d.epp.inference.TokenizedInputH\x00\x12\x0e\n\x04text\x18\x03 \x01(\tH\x00\x12\x36\n\x0fsampling_params\x18\x04 \x01(\x0b\x32\x1d.epp.inference.SamplingParams\x12\x0e\n\x06stream\x18\x05 \x01(\x08\x12\x32\n\tmm_inputs\x18\x07 \x01(\x0b\x32\x1f.epp.inference.MultimodalInputs\x12,\n\nmedia_refs\x18\n \x01(\x0b\x32\x18.epp.inference.MediaRefs\x12\x38\n\x0f\x65xtra_mm_inputs\x18\x0b \x03(\x0b\x32\x1f.epp.inference.MultimodalInputsB\x07\n\x05input\"#\n\x0eTokenizedInput\x12\x11\n\tinput_ids\x18\x02 \x03(\r\"\xaa\x01\n\x0eSamplingParams\x12\x17\n\nmax_tokens\x18\x08 \x01(\rH\x00\x88\x01\x01\x12\x1c\n\x0fprompt_logprobs\x18\x17 \x01(\x05H\x01\x88\x01\x01\x12#\n\x16truncate_prompt_tokens\x18\x1b \x01(\x05H\x02\x88\x01\x01\x42\r\n\x0b_max_tokensB\x12\n\x10_prompt_logprobsB\x19\n\x17_truncate_prompt_tokens\"\x12\n\x10MultimodalInputs\"\x0b\n\tMediaRefs\"@\n\x0c\x45mbedRequest\x12\x30\n\ttokenized\x18\x02 \x01(\x0b\x32\x1d.epp.inference.TokenizedInput\"\x88\x01\n\x10GenerateResponse\x12\x33\n\x05\x63hunk\x18\x01 \x01(\x0b\x32\".epp.inference.GenerateStreamChunkH\x00\x12\x33\n\x08\x63omplete\x18\x02 \x01(\x0b\x32\x1f.epp.inference.GenerateCompleteH\x00\x42\n\n\x08response\"^\n\x13GenerateStreamChunk\x12\x15\n\rprompt_tokens\x18\x02 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x03 \x01(\r\x12\x15\n\rcached_tokens\x18\x04 \x01(\r\"[\n\x10GenerateComplete\x12\x15\n\rprompt_tokens\x18\x03 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x04 \x01(\r\x12\x15\n\rcached_tokens\x18\x05 \x01(\r\"&\n\rEmbedResponse\x12\x15\n\rprompt_tokens\x18\x02 \x01(\r\"?\n\x11PredictionRequest\x12*\n\thttp_body\x18\x02 \x01(\x0b\x32\x17.epp.inference.HttpBody\"\x18\n\x08HttpBody\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,24 +35,24 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GENERATEREQUEST']._serialized_end=368
   _globals['_TOKENIZEDINPUT']._serialized_start=370
   _globals['_TOKENIZEDINPUT']._serialized_end=405
-  _globals['_SAMPLINGPARAMS']._serialized_start=407
-  _globals['_SAMPLINGPARAMS']._serialized_end=527
-  _globals['_MULTIMODALINPUTS']._serialized_start=529
-  _globals['_MULTIMODALINPUTS']._serialized_end=547
-  _globals['_MEDIAREFS']._serialized_start=549
-  _globals['_MEDIAREFS']._serialized_end=560
-  _globals['_EMBEDREQUEST']._serialized_start=562
-  _globals['_EMBEDREQUEST']._serialized_end=626
-  _globals['_GENERATERESPONSE']._serialized_start=629
-  _globals['_GENERATERESPONSE']._serialized_end=765
-  _globals['_GENERATESTREAMCHUNK']._serialized_start=767
-  _globals['_GENERATESTREAMCHUNK']._serialized_end=861
-  _globals['_GENERATECOMPLETE']._serialized_start=863
-  _globals['_GENERATECOMPLETE']._serialized_end=954
-  _globals['_EMBEDRESPONSE']._serialized_start=956
-  _globals['_EMBEDRESPONSE']._serialized_end=994
-  _globals['_PREDICTIONREQUEST']._serialized_start=996
-  _globals['_PREDICTIONREQUEST']._serialized_end=1059
-  _globals['_HTTPBODY']._serialized_start=1061
-  _globals['_HTTPBODY']._serialized_end=1085
+  _globals['_SAMPLINGPARAMS']._serialized_start=408
+  _globals['_SAMPLINGPARAMS']._serialized_end=578
+  _globals['_MULTIMODALINPUTS']._serialized_start=580
+  _globals['_MULTIMODALINPUTS']._serialized_end=598
+  _globals['_MEDIAREFS']._serialized_start=600
+  _globals['_MEDIAREFS']._serialized_end=611
+  _globals['_EMBEDREQUEST']._serialized_start=613
+  _globals['_EMBEDREQUEST']._serialized_end=677
+  _globals['_GENERATERESPONSE']._serialized_start=680
+  _globals['_GENERATERESPONSE']._serialized_end=816
+  _globals['_GENERATESTREAMCHUNK']._serialized_start=818
+  _globals['_GENERATESTREAMCHUNK']._serialized_end=912
+  _globals['_GENERATECOMPLETE']._serialized_start=914
+  _globals['_GENERATECOMPLETE']._serialized_end=1005
+  _globals['_EMBEDRESPONSE']._serialized_start=1007
+  _globals['_EMBEDRESPONSE']._serialized_end=1045
+  _globals['_PREDICTIONREQUEST']._serialized_start=1047
+  _globals['_PREDICTIONREQUEST']._serialized_end=1110
+  _globals['_HTTPBODY']._serialized_start=1112
+  _globals['_HTTPBODY']._serialized_end=1136
 # @@protoc_insertion_point(module_scope)

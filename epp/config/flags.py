@@ -81,6 +81,8 @@ class Flag:
     """The value with which the flag says just that."""
 
 
+_FROM_A_FILE = "without effect: endpoints come from a file-discovery's file, from Kubernetes not yet"
+
 GROUPS: Mapping[str, Sequence[Flag]] = {
     "configuration": (
         Flag("config-file", str, "path of an EndpointPickerConfig"),
@@ -104,14 +106,16 @@ GROUPS: Mapping[str, Sequence[Flag]] = {
     ),
     "pool": (
         Flag("pool-name", str, 'name of the pool; names it in metrics where endpoints come from a file (default "epp")'),
-        Flag("pool-namespace", str, "its namespace (default: $NAMESPACE, then default)"),
+        Flag("pool-namespace", str, "its namespace (default: $NAMESPACE, then default)", _FROM_A_FILE, holds=""),
         Flag(
             "pool-group",
             values.choice("inference.networking.k8s.io", "inference.networking.x-k8s.io"),
             "API group of the InferencePool (default inference.networking.k8s.io)",
+            _FROM_A_FILE,
+            holds="inference.networking.k8s.io",
         ),
-        Flag("endpoint-selector", str, "label selector of the pods, in place of a pool"),
-        Flag("endpoint-target-ports", values.target_ports, "their ports, 1 to 8 of them"),
+        Flag("endpoint-selector", str, "label selector of the pods, in place of a pool", _FROM_A_FILE, holds=""),
+        Flag("endpoint-target-ports", values.target_ports, "their ports, 1 to 8 of them", _FROM_A_FILE),
         Flag("disable-endpoint-subset-filter", values.boolean, "ignore the subset the data plane asks for (default false)"),
         Flag("emit-endpoint-scores", values.boolean, "tell the data plane the score of each endpoint (default false)"),
         Flag("instance-id", str, "tells this picker from others behind the same Envoy (default: $POD_NAME, then made up)"),
@@ -212,7 +216,7 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] | None = None
             raise ConfigError(f"--{name}: {text!r}: {error}") from None
         if name not in _WITHOUT_FIELD:
             given[name.replace("-", "_")] = value
-        elif flag.instead and value != flag.holds:
+        if flag.instead and value != flag.holds:
             notes[name] = f"--{name}={text}: {flag.instead}"
     if unused := sorted(name for name in environment if name.startswith(_UNUSED_VARIABLES)):
         notes["environment"] = f"environment: {', '.join(unused)} without effect: traces and latency prediction do not exist here yet"

@@ -36,6 +36,8 @@ FLAGS: Final = {
     "dns_resolution_failure": "DF",
     "downstream_remote_reset": "DR",
 }
+# No connection to the model server came about.
+NOT_CONNECTED: Final = "UF"
 # The client's side ended it: connection closed, stream reset, broken HTTP.
 CLIENT_FLAGS: Final = frozenset(("DC", "DR", "DPE"))
 # The model server, or the way to it, failed. An idle timeout counts here: it takes a server that is silent for minutes.

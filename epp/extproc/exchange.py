@@ -17,7 +17,6 @@ The response direction is `answer`'s.
 
 from collections.abc import Callable, Mapping, Sequence
 from enum import IntEnum, auto
-from io import BytesIO
 from types import MappingProxyType
 
 from epp.errors import BadRequestError, PayloadTooLargeError, ProtocolError, RequestError
@@ -43,6 +42,7 @@ from epp.extproc.events import (
     ResponseTrailers,
     Route,
 )
+from epp.extproc.gathering import Gathering
 
 NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 _AT_THE_HEADERS = frozenset((BodyMode.STREAMED, BodyMode.NONE, BodyMode.BUFFERED_PARTIAL))
@@ -77,16 +77,13 @@ class Exchange:
         "_answer",
         "_attributes",
         "_body",
-        "_first_chunk",
+        "_gathering",
         "_headers",
-        "_max_body_bytes",
         "_owed",
         "_owes_answer",
-        "_received",
         "_request_mode",
         "_response_mode",
         "_route",
-        "_size",
         "_subset",
         "_trailers",
         "state",
@@ -95,17 +92,12 @@ class Exchange:
     def __init__(self, max_body: int) -> None:
         """A body of more than `max_body` bytes is rejected with 413 as soon as it is one byte too long."""
         self.state = State.EXPECT_REQUEST_HEADERS
-        self._max_body_bytes = max_body
+        self._gathering = Gathering(max_body)
         self._request_mode: BodyMode | None = None
         self._response_mode: BodyMode | None = None
         self._headers: Mapping[str, str] = NO_HEADERS
         self._subset: tuple[str, ...] | None = None
         self._attributes: bytes | None = None
-        # Not a list of chunks: a client that sends two bytes a chunk would make it weigh thirty times its body.
-        self._first_chunk = b""
-        self._received: BytesIO | None = None
-        """From the second chunk on; most bodies come in one."""
-        self._size = 0
         self._body: bytes | None = None
         self._trailers = False
         self._owed: list[Reply] = []
@@ -209,9 +201,9 @@ class Exchange:
     def _on_request_body(self, event: RequestBody) -> Sequence[Action]:
         if event.subset is not None:
             self._subset = event.subset
-        if event.data and not self._gather(event.data):
-            return [self._reject(PayloadTooLargeError(f"request body exceeds the limit of {self._max_body_bytes} bytes"))]
-        return self._pick(self._gathered()) if event.end_of_stream else ()
+        if event.data and not self._gathering.add(event.data):
+            return [self._reject(PayloadTooLargeError(f"request body exceeds the limit of {self._gathering.limit} bytes"))]
+        return self._pick(self._gathering.whole()) if event.end_of_stream else ()
 
     def _on_buffered_body(self, event: RequestBody) -> Sequence[Action]:
         """All of it, whether or not trailers follow."""
@@ -222,7 +214,7 @@ class Exchange:
         if event.subset is not None:
             self._subset = event.subset
         self._trailers = True
-        return self._pick(self._gathered() or None)
+        return self._pick(self._gathering.whole() or None)
 
     def _on_trailers_without_body(self, event: RequestTrailers) -> Sequence[Action]:
         """The headers went on without a destination, and a reply to trailers cannot give one."""
@@ -287,24 +279,6 @@ class Exchange:
             raise ProtocolError(f"the ext_proc filter's {name} is GRPC, which epp does not speak: set it to FULL_DUPLEX_STREAMED")
         self._request_mode, self._response_mode = request, response
 
-    def _gather(self, data: bytes) -> bool:
-        """Keep a chunk; False: it is too much."""
-        before = self._size
-        self._size = before + len(data)
-        if self._size > self._max_body_bytes:
-            return False
-        if not before:
-            self._first_chunk = data
-        else:
-            if self._received is None:
-                self._received = BytesIO()
-                self._received.write(self._first_chunk)
-            self._received.write(data)
-        return True
-
-    def _gathered(self) -> bytes:
-        return self._first_chunk if self._received is None else self._received.getvalue()
-
     def _pick(self, body: bytes | None, *, body_follows: bool = False) -> Sequence[Action]:
         pick = Pick(self._headers, self._subset, body, body_follows, self._attributes)
         self._drop_request()
@@ -344,7 +318,7 @@ class Exchange:
     def _drop_request(self) -> None:
         """What was gathered is not needed any more; the stream may stay open for as long as the answer takes."""
         self._headers, self._subset, self._attributes, self._body = NO_HEADERS, None, None, None
-        self._first_chunk, self._received = b"", None
+        self._gathering.drop()
         self._owed = []
 
 

@@ -26,8 +26,8 @@ from epp.domain import (
     TokenizedRequest,
     TokenState,
 )
-from epp.errors import InternalError, RequestError, ServiceUnavailableError
-from epp.extproc import access_log
+from epp.errors import InternalError, RequestError, ResourceExhaustedError, ServiceUnavailableError
+from epp.extproc import access_log, end_causes
 from epp.extproc.events import Route
 from epp.picking.answer_seen import AnswerSeen
 from epp.picking.open_decisions import OpenDecision, OpenDecisions
@@ -78,6 +78,7 @@ class Director:
         instance: str = "",
         honour_subset: bool = True,
         emit_scores: bool = False,
+        not_connected: Callable[[str], None] | None = None,
     ) -> None:
         """`tokenize` None: nothing in the configuration reads tokens; it returns at once what takes no time.
 
@@ -86,7 +87,7 @@ class Director:
 
         `instance` tells this picker from others that get the same access log. `honour_subset` False: choose among all
         endpoints whatever the data plane lists (--disable-endpoint-subset-filter). `emit_scores`: routes tell the total of
-        each scored candidate (--emit-endpoint-scores).
+        each scored candidate (--emit-endpoint-scores). `not_connected` is told the "ip:port" the data plane got no connection to.
         """
         self._parse = parse
         self._tokenize = tokenize
@@ -100,6 +101,7 @@ class Director:
         self._instance = instance
         self._honour_subset = honour_subset
         self._emit_scores = emit_scores
+        self._not_connected = not_connected
         self._open = OpenDecisions(now, self._close)
 
     @property
@@ -194,12 +196,17 @@ class Director:
 
     def _decide(self, request: InferenceRequest, tokens: TokenizedRequest | None, picking: _Picking) -> Decision:
         started = self._now()
+        decision_id, request_id = self._new_decision_id(), picking.headers.get(names.REQUEST_ID) or self._new_request_id()
         cycle = Cycle(request, tokens, picking.candidates, started, self._rng)
-        decision = self._scheduler.schedule(
-            cycle,
-            decision_id=self._new_decision_id(),
-            request_id=picking.headers.get(names.REQUEST_ID) or self._new_request_id(),
-        )
+        try:
+            decision = self._scheduler.schedule(cycle, decision_id=decision_id, request_id=request_id)
+        except ResourceExhaustedError:
+            listed = self._among_subset(self._snapshot().listed, picking.subset)
+            if len(listed) == len(picking.candidates):
+                raise
+            # Of those that take connections none will do, as where all that decode take none: the fault may be ours.
+            cycle = Cycle(request, tokens, listed, started, self._rng)
+            decision = self._scheduler.schedule(cycle, decision_id=decision_id, request_id=request_id)
         decision.duration_s = self._now() - started
         return decision
 
@@ -226,15 +233,18 @@ class Director:
         Where none takes connections of those to choose from, all of these.
         """
         snapshot = self._snapshot()
-        endpoints: Sequence[Endpoint] = snapshot.endpoints
-        if subset is not None and self._honour_subset:
-            wanted = frozenset(subset)
-            endpoints = _among(snapshot.endpoints, wanted) or _among(snapshot.listed, wanted)
+        endpoints = self._among_subset(snapshot.endpoints, subset) or self._among_subset(snapshot.listed, subset)
         if not endpoints:
             raise ServiceUnavailableError(
                 "failed to find endpoint candidates for serving the request", dropped_reason="rejected-no-endpoints"
             )
         return endpoints
+
+    def _among_subset(self, endpoints: Sequence[Endpoint], subset: Sequence[str] | None) -> Sequence[Endpoint]:
+        if subset is None or not self._honour_subset:
+            return endpoints
+        wanted = frozenset(subset)
+        return [e for e in endpoints if e.host_port in wanted or e.address in wanted or f"[{e.address}]" in wanted]
 
     def _new_decision_id(self) -> DecisionId:
         return access_log.new_id(self._instance, self._new_id())
@@ -243,6 +253,8 @@ class Director:
         """Envoy's access log told the end of an answer."""
         if not self._open.ended(end):
             self._reporter.unmatched_end("unknown_decision" if end.decision_id else "no_decision")
+        elif end_causes.NOT_CONNECTED in end.response_flags and end.served is not None and self._not_connected is not None:
+            self._not_connected(end.served)
 
     def unmatched(self, reason: str) -> None:
         """An access-log entry that is none of ours."""
@@ -260,10 +272,6 @@ class Director:
         if decision.request is not None:
             self._scheduler.ended(decision, end)
         self._reporter.ended(decision, end)
-
-
-def _among(endpoints: Sequence[Endpoint], wanted: frozenset[str]) -> list[Endpoint]:
-    return [e for e in endpoints if e.host_port in wanted or e.address in wanted or f"[{e.address}]" in wanted]
 
 
 def _unread(headers: Mapping[str, str]) -> InferenceRequest:

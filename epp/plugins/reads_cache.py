@@ -1,7 +1,7 @@
 """Whether an engine looks a request's prompt up in its prefix cache, as vLLM 0.32 decides.
 
 Logprobs of prompt tokens are there only for tokens that are computed, so who asks for them has the whole prompt computed, and its
-blocks published, whatever the engine holds. Pure; called by prefix producers once a request. Of requests over gRPC nothing is known.
+blocks published, whatever the engine holds. Pure; called by prefix producers once a request.
 """
 
 from collections.abc import Mapping

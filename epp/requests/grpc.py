@@ -56,15 +56,16 @@ def _reader(read: Callable[[bytes], Body]) -> Callable[[bytes], Body]:
 def _generate(body: bytes) -> Body:
     request = _message(body, pb.GenerateRequest)
     sampling = request.sampling_params
-    limits: dict[str, object] = {}
+    said: dict[str, object] = {}
     if sampling.HasField("max_tokens"):
-        limits["max_tokens"] = sampling.max_tokens
+        said["max_tokens"] = sampling.max_tokens
+    logprobs: dict[str, object] = {"prompt_logprobs": sampling.prompt_logprobs} if sampling.HasField("prompt_logprobs") else {}
     has_media = request.HasField("mm_inputs") or request.HasField("media_refs") or bool(request.extra_mm_inputs)
     api = Api.OPAQUE if has_media or sampling.HasField("truncate_prompt_tokens") else None
-    fields: dict[str, object] = {"stream": request.stream, "sampling_params": limits}
+    fields: dict[str, object] = {"stream": request.stream}
     if request.WhichOneof("input") == "text":
-        return Body({**fields, "prompt": request.text}, None, api or Api.COMPLETIONS)
-    return Body({**fields, "token_ids": list(request.tokenized.input_ids)}, None, api)
+        return Body({**fields, **logprobs, "prompt": request.text, "sampling_params": said}, None, api or Api.COMPLETIONS)
+    return Body({**fields, "token_ids": list(request.tokenized.input_ids), "sampling_params": said | logprobs}, None, api)
 
 
 def _embed(body: bytes) -> Body:

@@ -111,7 +111,7 @@ class UsageReader:
             document = _decode(text)
             # OpenAI's response.completed, Anthropic's message_start.
             inner = [_decode(raw).usage for raw in (document.response, document.message) if bytes(memoryview(raw)[:1]) == b"{"]
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):  # what cannot be read says nothing
             return
         meta = document.meta_info  # SGLang's own API; it counts in every event, and what counts is the last
         if not isinstance(meta, dict) or meta.get("finish_reason") is None:

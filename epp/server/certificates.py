@@ -159,7 +159,7 @@ def _read(folder: Path) -> tuple[_Identity, Pair]:
     """The pair in a folder and which files they were. Raises ConfigError that names the file, the problem and the remedy."""
     try:
         identity = _identity(folder)  # before reading: a change meanwhile makes other files of them, which the next look takes
-    except OSError:
+    except OSError:  # reading them says why
         identity = ()
     files: list[bytes] = []
     for name in (CERTIFICATE_FILE, KEY_FILE):

@@ -50,7 +50,7 @@ class Relay:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Until either side closes."""
-        with contextlib.suppress(ConnectionError), contextlib.closing(writer):
+        with contextlib.suppress(ConnectionError), contextlib.closing(writer):  # a side that is gone is an end like any other
             inner_reader, inner_writer = await asyncio.open_connection(*self._inner)
             with contextlib.closing(inner_writer):
                 ways = [asyncio.ensure_future(self._pass(reader, inner_writer)), asyncio.ensure_future(self._pass(inner_reader, writer))]

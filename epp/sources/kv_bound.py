@@ -75,7 +75,7 @@ class BoundSocket:
     def turn(self) -> None:
         """Read a share of what is there."""
         budget = BYTES_A_TURN
-        with contextlib.suppress(zmq.Again):
+        with contextlib.suppress(zmq.Again):  # all is read
             for _ in range(MESSAGES_A_TURN):
                 frames = self.socket.recv_multipart(zmq.NOBLOCK)
                 budget -= self._on_message(frames)

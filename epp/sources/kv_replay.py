@@ -65,7 +65,7 @@ class ReplaySocket:
                     self._close_socket()
                 elif self._bytes > BUFFER_BYTES:
                     self.stop()
-        except zmq.Again:
+        except zmq.Again:  # all is read
             pass
         return came
 

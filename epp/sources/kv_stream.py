@@ -242,7 +242,7 @@ class Stream:
                 self._host.poller.unregister(self._sub)
 
     def _take(self) -> None:
-        with contextlib.suppress(zmq.Again):
+        with contextlib.suppress(zmq.Again):  # all is read
             while self._sub is not None and self._has_room:
                 frames = self._sub.recv_multipart(zmq.NOBLOCK)
                 now, size = self._host.now(), sum(map(len, frames))

@@ -162,7 +162,7 @@ class StreamThread:
 
     def free_replay_slot(self, stream: Stream) -> None:
         """Implements kv_stream.Host."""
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError):  # it had its slot
             self._want_replay.remove(stream)
         self._replaying.discard(stream)
 
@@ -229,7 +229,7 @@ class StreamThread:
 
     def _obey(self, *, wait_ms: int) -> None:
         if self._door.poll(wait_ms):
-            with contextlib.suppress(zmq.Again):
+            with contextlib.suppress(zmq.Again):  # all is read
                 while True:
                     self._door.recv(zmq.NOBLOCK)
             while self._commands:

@@ -2,7 +2,7 @@
 
 One task an endpoint inside one TaskGroup, over one shared HTTP session; at most one request to an endpoint is open.
 Runs on the event loop; `sync` is level-based and may be called at any time, also before `run`. What a page means is
-decided in epp.sources.engine_metrics. Failure policy: report, keep the metrics there are, try again after a delay that
+decided in epp.sources.engine_metrics. `doubt` tells of an endpoint that the data plane got no connection to. Failure policy: report, keep the metrics there are, try again after a delay that
 doubles up to a second. How old metrics are is told by `EndpointMetrics.updated_at`; who reads them decides what is stale.
 
 Costs, one core, vLLM's 67 KB page over HTTP: about 0.2 ms CPU a scrape, three quarters of it aiohttp.
@@ -88,13 +88,24 @@ class MetricsScraper:
         self._readers = {engine: PageReader(metrics) for engine, metrics in self._extraction.engines.items()}
         self._ssl = tls_context(self._settings)
         self._wanted: dict[EndpointId, _Target] = {}
-        self._pollers: dict[EndpointId, tuple[_Target, asyncio.Task[None]]] = {}
-        self._start: Callable[[_Target], asyncio.Task[None]] | None = None
+        self._pollers: dict[EndpointId, _Poller] = {}
+        self._start: Callable[[_Poller], asyncio.Task[None]] | None = None
 
     def sync(self, endpoints: Sequence[Endpoint]) -> None:
         """Scrape exactly these endpoints from now on."""
         self._wanted = {endpoint.id: self._target(endpoint) for endpoint in endpoints}
         self._converge()
+
+    def doubt(self, host_port: str) -> None:
+        """The data plane got no connection to it: it takes none until a poll, which comes at once, shows that it does.
+
+        Nothing where polls go elsewhere, which could never show it.
+        """
+        for poller in self._pollers.values():
+            target = poller.target
+            if target.serves and target.host_port == host_port and poller.reach.doubt(self._now()):
+                self._apply(EndpointReached(target.id, reachable=False))
+                poller.hurry()
 
     async def run(self) -> None:
         """Scrape until cancelled."""
@@ -105,7 +116,7 @@ class MetricsScraper:
             aiohttp.ClientSession(connector=connector, timeout=no_timeout, headers=HEADERS, cookie_jar=aiohttp.DummyCookieJar()) as session,
             asyncio.TaskGroup() as group,
         ):
-            self._start = lambda target: group.create_task(self._poll(session, target), name=f"scrape {target.id}")
+            self._start = lambda poller: group.create_task(self._poll(session, poller), name=f"scrape {poller.target.id}")
             try:
                 self._converge()
                 await asyncio.Event().wait()
@@ -117,13 +128,15 @@ class MetricsScraper:
         """Make the running pollers equal to the wanted ones."""
         if self._start is None:
             return
-        for key, (target, task) in list(self._pollers.items()):
-            if self._wanted.get(key) != target:
-                task.cancel()
+        for key, poller in list(self._pollers.items()):
+            if self._wanted.get(key) != poller.target:
+                assert poller.task is not None
+                poller.task.cancel()
                 del self._pollers[key]
         for key, target in self._wanted.items():
             if key not in self._pollers:
-                self._pollers[key] = (target, self._start(target))
+                poller = self._pollers[key] = _Poller(target)
+                poller.task = self._start(poller)
 
     def _target(self, endpoint: Endpoint) -> "_Target":
         labels, extraction = endpoint.labels, self._extraction
@@ -131,20 +144,21 @@ class MetricsScraper:
         at = Endpoint(endpoint.id, endpoint.address, self._settings.port or endpoint.port)
         url = f"{self._settings.scheme}://{at.host_port}/{self._settings.path.removeprefix('/')}"
         known = engine if engine in self._readers else extraction.default_engine
-        return _Target(endpoint.id, url, endpoint.rank, known, serves=at.port == endpoint.port)
+        return _Target(endpoint.id, url, endpoint.host_port, endpoint.rank, known, serves=at.port == endpoint.port)
 
-    async def _poll(self, session: aiohttp.ClientSession, target: "_Target") -> None:
+    async def _poll(self, session: aiohttp.ClientSession, poller: "_Poller") -> None:
         """Scrape one endpoint until cancelled."""
         loop = asyncio.get_running_loop()
+        target, reach = poller.target, poller.reach
         interval = self._settings.interval_s
         failures = 0
         metrics = NEVER_SCRAPED
-        reach = Reachability()
         url = URL(target.url)
         # Spread the endpoints over the interval, in an order that has no pattern (golden ratio).
         due = loop.time() + len(self._pollers) * 0.618 % 1 * interval
         while True:
-            await asyncio.sleep(due - loop.time())
+            await poller.rest(until=due)
+            due = min(due, loop.time())
             try:
                 metrics = await self._read(session, target, url, metrics, reach)
             except Exception as error:  # noqa: BLE001  # one endpoint's trouble, of whatever kind, must not end the others
@@ -196,10 +210,43 @@ class _Target:
 
     id: EndpointId
     url: str
+    host_port: str
+    """Where requests go."""
     rank: int
     engine: str
     serves: bool
     """Requests go to the same port."""
+
+
+class _Poller:
+    """One endpoint that is asked again and again."""
+
+    __slots__ = ("_due", "_resting", "reach", "target", "task")
+
+    def __init__(self, target: _Target) -> None:
+        self.target = target
+        self.reach = Reachability()
+        self.task: asyncio.Task[None] | None = None
+        self._due = False
+        self._resting: asyncio.Future[None] | None = None
+
+    async def rest(self, *, until: float) -> None:
+        """Until that time of the loop, or until `hurry`."""
+        if not self._due:
+            loop = asyncio.get_running_loop()
+            self._resting = loop.create_future()
+            alarm = loop.call_at(until, self.hurry)
+            try:
+                await self._resting
+            finally:
+                alarm.cancel()
+        self._due = False
+
+    def hurry(self) -> None:
+        """The next poll is due now, or right after the one under way."""
+        self._due = True
+        if self._resting is not None and not self._resting.done():
+            self._resting.set_result(None)
 
 
 class _StatusError(Exception):

@@ -2,7 +2,8 @@
 
 Pure: told what each poll was a sign of (`poll_sign`) and when; used by `metrics`, one instance a poller. Measured is connecting, not answering:
 an engine that takes the connection and says nothing, or nothing of use, is reachable. Refused connections are sure and quick; a connection
-that nobody takes may be one packet lost, and is believed after a while.
+that nobody takes may be one packet lost, and is believed after a while. The data plane's word that it got no connection is believed at once,
+until a poll says otherwise.
 """
 
 from enum import Enum
@@ -12,6 +13,8 @@ from typing import Final
 REFUSALS: Final = 2
 # As a usual readiness probe's.
 SILENT_S: Final = 10.0
+# Where the next poll refutes the data plane, the fault is on its side and may last: for so long it is not believed again.
+UNBELIEVED_S: Final = 10.0
 
 
 class Sign(Enum):
@@ -30,13 +33,24 @@ class Sign(Enum):
 class Reachability:
     """What polls of one endpoint have shown so far."""
 
-    __slots__ = ("_refusals", "_silent_since", "reachable")
+    __slots__ = ("_doubted", "_refusals", "_silent_since", "_unbelieved_until", "reachable")
 
     def __init__(self) -> None:
         self.reachable: bool | None = None
         """None: not known yet."""
         self._refusals = 0
         self._silent_since: float | None = None
+        self._doubted = False
+        """The data plane was believed, and no poll has shown anything since."""
+        self._unbelieved_until: float | None = None
+
+    def doubt(self, now: float) -> bool:
+        """The data plane got no connection. True: that is news of `reachable`."""
+        if self._unbelieved_until is not None and now < self._unbelieved_until:
+            return False
+        news = self._now_is(reachable=False)
+        self._doubted = self._doubted or news
+        return news
 
     def saw(self, sign: Sign, now: float) -> bool:
         """The next poll's sign; `now` in monotonic seconds. True: that is news of `reachable`."""
@@ -46,7 +60,10 @@ class Reachability:
             self._silent_since = None
         elif self._silent_since is None:
             self._silent_since = now
+        doubted, self._doubted = self._doubted, False
         if sign is Sign.ANSWERED:
+            if doubted:
+                self._unbelieved_until = now + UNBELIEVED_S
             return self._now_is(reachable=True)
         silent_s = 0.0 if self._silent_since is None else now - self._silent_since
         return (self._refusals >= REFUSALS or silent_s >= SILENT_S) and self._now_is(reachable=False)

@@ -46,6 +46,10 @@ class ModelServer:
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         await self.allow()
+        await self.die()
+
+    async def die(self) -> None:
+        """Let go of the port and of all connections, whatever is open."""
         assert self._runner is not None
         await self._runner.cleanup()
 

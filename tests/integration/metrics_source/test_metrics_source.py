@@ -1,134 +1,20 @@
 """Scraping live servers: good pages, garbage, errors, silence, and servers that come and go."""
 
-import asyncio
-import contextlib
-import errno
 import socket
 import ssl
-import time
-from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 from aiohttp import web
 
 from epp import names
-from epp.datastore import EndpointReached, EndpointsListed, MetricsScraped, PoolState
+from epp.datastore import EndpointReached, MetricsScraped
 from epp.domain import Endpoint, EndpointId
 from epp.errors import ConfigError
-from epp.reporter import Reporter
 from epp.sources.engine_metrics import ENGINES, VLLM, EngineMetrics
-from epp.sources.metrics import Extraction, MetricsScraper, ScrapeSettings
+from epp.sources.metrics import Extraction, ScrapeSettings
 from epp.testing.waiting import eventually
-
-DATA = Path(__file__).parents[2] / "data"
-REAL_PAGE = (DATA / "vllm-0.32.0" / "requests" / "metrics.txt").read_bytes()
-TLS = DATA / "tls"
-FAST = ScrapeSettings(interval_s=0.01)
-
-
-def page(waiting: int) -> str:
-    return REAL_PAGE.decode().replace(
-        'vllm:num_requests_waiting{engine="0",model_name="tiny"} 0.0', f'vllm:num_requests_waiting{{engine="0"}} {waiting}'
-    )
-
-
-class ModelServer:
-    """Answers GET /metrics with whatever `answer` is at that moment."""
-
-    def __init__(self) -> None:
-        self.answer: Callable[[], web.StreamResponse] = lambda: web.Response(text=page(0))
-        self.silent = False
-        self.asked = 0
-        self.awake = asyncio.Event()
-        self.port = 0
-
-    async def handle(self, request: web.Request) -> web.StreamResponse:
-        self.asked += 1
-        if self.silent:
-            await self.awake.wait()
-        return self.answer()
-
-    def says(self, waiting: int) -> None:
-        """A full page of vLLM with so many requests in the queue."""
-        self.answer = lambda: web.Response(text=page(waiting))
-
-    def endpoint(self, name: str = "a", **labels: str) -> Endpoint:
-        return Endpoint(EndpointId(f"default/{name}"), "127.0.0.1", self.port, labels)
-
-
-@asynccontextmanager
-async def listening(server: ModelServer, port: int = 0, tls: ssl.SSLContext | None = None) -> AsyncIterator[ModelServer]:
-    """The server on a port, until the end of the block."""
-    app = web.Application()
-    app.router.add_get("/{path:.*}", server.handle)
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, "127.0.0.1", port, ssl_context=tls, reuse_address=True).start()
-        server.port = runner.addresses[0][1]
-        yield server
-    finally:
-        server.awake.set()
-        await runner.cleanup()
-
-
-class Notes(Reporter):
-    """Writes down what goes wrong, and when it ends."""
-
-    def __init__(self) -> None:
-        self.failures: Counter[tuple[str, str]] = Counter()
-        self.missing: set[tuple[str, str]] = set()
-        self.recovered: Counter[str] = Counter()
-
-    def scrape_failed(self, endpoint: EndpointId, reason: str) -> None:
-        self.failures[endpoint, reason] += 1
-
-    def scrape_recovered(self, endpoint: EndpointId) -> None:
-        self.recovered[endpoint] += 1
-
-    def metric_missing(self, endpoint: EndpointId, metric: str) -> None:
-        self.missing.add((endpoint, metric))
-
-
-class Rig:
-    """A scraper that feeds a pool."""
-
-    def __init__(self, settings: ScrapeSettings = FAST, extraction: Extraction | None = None) -> None:
-        self.pool = PoolState()
-        self.notes = Notes()
-        self.scraper = MetricsScraper(self.apply, self.notes, now=time.monotonic, settings=settings, extraction=extraction)
-        self.applied: Counter[str] = Counter()
-
-    def apply(self, event: MetricsScraped | EndpointReached) -> None:
-        self.applied[event.endpoint] += 1
-        self.pool.apply(event)
-
-    def sync(self, endpoints: Sequence[Endpoint]) -> None:
-        self.pool.apply(EndpointsListed(endpoints))
-        self.scraper.sync(endpoints)
-
-    def choices(self) -> list[str]:
-        """Who may get a request."""
-        return [endpoint.id for endpoint in self.pool.snapshot().endpoints]
-
-    def waiting(self) -> list[int]:
-        return [endpoint.metrics.waiting for endpoint in self.pool.snapshot().endpoints]
-
-
-@asynccontextmanager
-async def running(rig: Rig, *endpoints: Endpoint) -> AsyncIterator[Rig]:
-    """The scraper at work on these endpoints, until the end of the block."""
-    rig.sync(endpoints)
-    task = asyncio.create_task(rig.scraper.run())
-    try:
-        yield rig
-    finally:
-        task.cancel()
-        (result,) = await asyncio.gather(task, return_exceptions=True)
-        assert isinstance(result, asyncio.CancelledError)
+from tests.integration.metrics_source.rig import TLS, ModelServer, Rig, listening, page, running
 
 
 async def test_the_pool_follows_what_the_servers_say() -> None:
@@ -191,122 +77,6 @@ async def test_a_server_that_is_down_comes_back() -> None:
         async with listening(server, port):
             await eventually(lambda: rig.waiting() == [6])
         await eventually(lambda: rig.notes.recovered == {"default/a": 1} and rig.notes.failures["default/a", "connect"] >= 3)
-
-
-async def test_a_server_that_died_is_no_choice_until_it_is_back() -> None:
-    """Its process is gone, and the file still lists it; no request has to find that out."""
-    server = ModelServer()
-    async with listening(ModelServer()) as other, running(Rig(), other.endpoint("b")) as rig:
-        async with listening(server):
-            rig.sync([server.endpoint("a"), other.endpoint("b")])
-            await eventually(lambda: rig.applied["default/a"] > 0)
-            assert rig.choices() == ["default/a", "default/b"]
-        await eventually(lambda: rig.choices() == ["default/b"])
-        async with listening(server, server.port):
-            await eventually(lambda: rig.choices() == ["default/a", "default/b"])
-
-
-async def test_a_server_that_does_not_listen_yet_is_no_choice() -> None:
-    """Listed while it loads its model."""
-    with socket.create_server(("127.0.0.1", 0)) as reserved:
-        port = reserved.getsockname()[1]
-    async with (
-        listening(ModelServer()) as up,
-        running(Rig(), Endpoint(EndpointId("default/a"), "127.0.0.1", port), up.endpoint("b")) as rig,
-    ):
-        await eventually(lambda: rig.choices() == ["default/b"])
-
-
-@asynccontextmanager
-async def accepting(port: int, says: bytes | None) -> AsyncIterator[None]:
-    """Somebody who takes connections at a port, and says this and hangs up, or nothing at all."""
-    kept: list[asyncio.StreamWriter] = []
-
-    async def handle(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        kept.append(writer)
-        if says is not None:
-            writer.write(says)
-            writer.close()
-
-    async with await asyncio.start_server(handle, "127.0.0.1", port):
-        try:
-            yield
-        finally:
-            for writer in kept:
-                writer.close()
-
-
-@pytest.mark.parametrize(
-    ("scheme", "says"),
-    [
-        ("http", b""),
-        ("http", b"SSH-2.0-OpenSSH\r\n"),
-        ("http", b"HTTP/1.1 302 Found\r\nLocation: /\r\nContent-Length: 0\r\n\r\n"),
-        ("http", b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf"),
-        ("http", b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"),
-        ("http", None),
-        ("https", b""),
-        ("https", b"HTTP/1.1 400 Bad Request\r\n\r\n"),
-        ("https", None),
-    ],
-)
-async def test_who_takes_connections_is_a_choice_whatever_comes_of_them(
-    scheme: str, says: bytes | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Refused at first, then it hangs up, speaks nonsense or is slow for longer than silence is borne."""
-    monkeypatch.setattr("epp.sources.reachability.SILENT_S", 0.0)
-    monkeypatch.setattr("epp.sources.metrics.TIMEOUT_S", 0.3)
-    with socket.create_server(("127.0.0.1", 0)) as reserved:
-        port = reserved.getsockname()[1]
-    endpoints = [Endpoint(EndpointId(f"default/{name}"), host, port) for name, host in (("a", "127.0.0.1"), ("b", "127.0.0.2"))]
-    async with running(Rig(ScrapeSettings(scheme, interval_s=0.01)), *endpoints) as rig:
-        await eventually(lambda: rig.pool.reachable == 0)
-        async with accepting(port, says):
-            await eventually(lambda: rig.choices() == ["default/a"])
-            failed = rig.notes.failures.total()
-            await eventually(lambda: rig.notes.failures.total() > failed + 3)
-            assert rig.choices() == ["default/a"]
-        await eventually(lambda: rig.pool.reachable == 0)
-
-
-async def test_who_takes_no_connection_for_a_while_is_no_choice(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing refuses it, and nothing takes it: packets are dropped, as in front of a host that has gone."""
-    monkeypatch.setattr("epp.sources.reachability.SILENT_S", 0.3)
-    monkeypatch.setattr("epp.sources.metrics.TIMEOUT_S", 0.1)
-    with socket.create_server(("127.0.0.1", 0), backlog=0) as full, contextlib.ExitStack() as waiting:
-        for _ in range(8):
-            each = waiting.enter_context(socket.socket())
-            each.setblocking(False)
-            each.connect_ex(full.getsockname())
-        silent = Endpoint(EndpointId("default/a"), "127.0.0.1", full.getsockname()[1])
-        async with listening(ModelServer()) as up, running(Rig(), silent, up.endpoint("b")) as rig:
-            await eventually(lambda: rig.notes.failures["default/a", "timeout"] == 1)
-            assert rig.choices() == ["default/a", "default/b"]
-            await eventually(lambda: rig.choices() == ["default/b"])
-
-
-async def test_a_shortage_of_ours_takes_nobody_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No file is free for a connection: that says nothing of who listens."""
-
-    async def no_file_is_free(*_: object) -> None:
-        raise OSError(errno.EMFILE, "Too many open files")
-
-    monkeypatch.setattr(asyncio.get_running_loop(), "sock_connect", no_file_is_free)
-    async with listening(ModelServer()) as a, listening(ModelServer()) as b, running(Rig(), a.endpoint("a"), b.endpoint("b")) as rig:
-        await eventually(lambda: min(rig.notes.failures[f"default/{name}", "connect"] for name in "ab") >= 3)
-        assert (rig.pool.reachable, rig.applied.total()) == (2, 0)
-
-
-async def test_metrics_at_another_port_say_nothing_of_who_serves() -> None:
-    """A side car that is gone takes no endpoint along."""
-    async with listening(ModelServer()) as server:
-        with socket.create_server(("127.0.0.1", 0)) as reserved:
-            port = reserved.getsockname()[1]
-        settings = ScrapeSettings(interval_s=0.01, port=port)
-        endpoints = [Endpoint(EndpointId(f"default/{name}"), host, server.port) for name, host in (("a", "127.0.0.1"), ("b", "127.0.0.2"))]
-        async with listening(ModelServer(), port), running(Rig(settings), *endpoints) as rig:
-            await eventually(lambda: rig.notes.failures["default/b", "connect"] >= 3 and rig.applied["default/a"] > 0)
-            assert rig.choices() == ["default/a", "default/b"]
 
 
 async def test_a_silent_server_times_out_and_only_one_request_waits() -> None:

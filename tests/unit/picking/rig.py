@@ -23,10 +23,11 @@ from epp.domain import (
 )
 from epp.errors import BadRequestError, RequestError
 from epp.extproc.events import Route
+from epp.names import ROLE_LABEL
 from epp.picking import Director
 from epp.reporter import Reporter
 from epp.requests import RequestParsers
-from epp.scheduling.interfaces import Cycle
+from epp.scheduling.interfaces import Cycle, Filter
 from epp.scheduling.profile import Profile
 from epp.scheduling.scheduler import Scheduler
 from epp.testing.waiting import awaited
@@ -113,15 +114,27 @@ class Recorder(Reporter):
 class Rig:
     """The director and its surroundings."""
 
-    def __init__(self, *addresses: str, real_parser: bool = False, emit_scores: bool = False, tokenize: bool = True) -> None:
+    def __init__(
+        self,
+        *addresses: str,
+        real_parser: bool = False,
+        emit_scores: bool = False,
+        tokenize: bool = True,
+        roles: Sequence[str] = (),
+        filters: Sequence[Filter] = (),
+    ) -> None:
+        """`roles` of the endpoints, in their order, where there are any."""
         self.time = 1000.0
         self.ledger = Ledger()
         self.recorder = Recorder()
         self.pool = PoolState()
-        self.pool.apply(EndpointsListed([Endpoint(EndpointId(address), address, 8000) for address in addresses]))
+        labels = [{ROLE_LABEL: role} for role in roles] or [{} for _ in addresses]
+        endpoints = [Endpoint(EndpointId(address), address, 8000, said) for address, said in zip(addresses, labels, strict=True)]
+        self.pool.apply(EndpointsListed(endpoints))
+        self.not_connected: list[str] = []
         ids = itertools.count(1)
         scorers = [(LastByte(), 2.0)] if emit_scores else []
-        profile = Profile("default", [], scorers, FirstPicker(), self.recorder)
+        profile = Profile("default", filters, scorers, FirstPicker(), self.recorder)
         self.director = Director(
             parse=RequestParsers().parse if real_parser else _parse,
             tokenize=_no_tokens if tokenize else None,
@@ -134,6 +147,7 @@ class Rig:
             new_request_id=lambda: f"request-{next(ids)}",
             instance="me",
             emit_scores=emit_scores,
+            not_connected=self.not_connected.append,
         )
 
     @property

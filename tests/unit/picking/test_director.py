@@ -4,7 +4,10 @@ import pytest
 
 from epp.datastore import EndpointReached
 from epp.domain import EndCause, EndpointId, RequestEnd
-from epp.errors import BadRequestError, InternalError, ServiceUnavailableError
+from epp.errors import BadRequestError, InternalError, ResourceExhaustedError, ServiceUnavailableError
+from epp.plugins.filters.decode import DecodeFilter
+from epp.scheduling.params import NoParams
+from epp.scheduling.registry import Collaborators
 from tests.unit.picking.rig import Rig
 
 
@@ -65,6 +68,42 @@ def test_a_subset_of_endpoints_that_take_no_connections_is_one_to_choose_from(un
     assert rig.route(None, follows=True, subset=named).destination == f"10.0.0.{chosen}:8000"
     if subset == chosen:
         assert rig.route(None, subset=named).destination == f"10.0.0.{chosen}:8000"
+
+
+@pytest.mark.parametrize(
+    ("roles", "unreachable", "subset", "chosen"),
+    [
+        ("p d d", "2", None, "3"),
+        ("p d d", "23", None, "2"),
+        ("p d b", "2", None, "3"),
+        ("p d b", "23", "13", "3"),
+        ("p d d", "123", None, "2"),
+        ("p d d", "12", "12", "2"),
+        ("p p d", "", "12", None),
+        ("p p d", "3", "12", None),
+        ("p p p", "1", None, None),
+    ],
+)
+def test_where_all_that_decode_take_no_connections_they_are_to_choose_from(
+    roles: str, unreachable: str, subset: str | None, chosen: str | None
+) -> None:
+    """As with a subset: the fault may be ours, and a request that must be decoded has nobody else. 429 where none is listed."""
+    names = {"p": "prefill", "d": "decode", "b": "both"}
+    rig = Rig(
+        *("10.0.0.1", "10.0.0.2", "10.0.0.3"),
+        roles=[names[role] for role in roles.split()],
+        filters=[DecodeFilter("decode", NoParams(), Collaborators())],
+    )
+    for host in unreachable:
+        rig.pool.apply(EndpointReached(EndpointId(f"10.0.0.{host}"), reachable=False))
+    named = None if subset is None else [f"10.0.0.{host}" for host in subset]
+    if chosen is None:
+        with pytest.raises(ResourceExhaustedError):
+            rig.route(subset=named)
+        assert [error.http_status for error in rig.recorder.rejections] == [429]
+    else:
+        assert rig.route(subset=named).destination == f"10.0.0.{chosen}:8000"
+        assert rig.ledger.in_flight == 1
 
 
 def test_an_empty_pool_is_503_with_a_body_and_500_without() -> None:

@@ -41,6 +41,30 @@ def test_the_access_log_closes_a_decision_once() -> None:
     assert rig.expire_after(MAX_AGE_S + 1) == 0
 
 
+@pytest.mark.parametrize(
+    ("flags", "served", "told"),
+    [
+        (("UF",), "10.0.0.1:8000", ["10.0.0.1:8000"]),
+        (("UF", "URX"), "10.0.0.2:8000", ["10.0.0.2:8000"]),
+        (("UF", "DC"), "10.0.0.1:8000", ["10.0.0.1:8000"]),
+        (("UF",), None, []),
+        (("UO",), "10.0.0.1:8000", []),
+        (("UC",), "10.0.0.1:8000", []),
+        (("UR",), "10.0.0.1:8000", []),
+        (("UT",), "10.0.0.1:8000", []),
+        ((), "10.0.0.1:8000", []),
+    ],
+)
+def test_a_connection_that_did_not_come_about_is_told(flags: tuple[str, ...], served: str | None, told: list[str]) -> None:
+    """Of the endpoint the data plane went to, for a request of ours, once; what else goes wrong says nothing of who listens."""
+    rig = Rig("10.0.0.1", "10.0.0.2")
+    end = RequestEnd(rig.pick(), EndCause.UPSTREAM_FAILED, status=503, served=served, response_flags=flags)
+    rig.director.ended(end)
+    rig.director.ended(end)
+    rig.director.ended(RequestEnd(UNKNOWN, EndCause.UPSTREAM_FAILED, status=503, served=served, response_flags=flags))
+    assert rig.not_connected == told
+
+
 @pytest.mark.parametrize("complete", [True, False])
 def test_an_entry_may_come_before_the_streams_end(complete: bool) -> None:  # noqa: FBT001  # a table
     """Log and stream are two connections; whoever is second finds nothing to do."""

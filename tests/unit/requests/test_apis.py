@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from epp.domain import AnswerFormat, Api, InferenceRequest
 from epp.errors import BadRequestError
+from epp.plugins.reads_cache import reads_cache
 from epp.requests import PARSER_TYPES, RequestParsers
 
 RECORDED = json.loads((Path(__file__).parents[2] / "data/vllm-0.32.0/requests/requests.json").read_text())
@@ -111,6 +112,13 @@ def test_vllm_generate_with_text() -> None:
     """A text is tokenized by the engine as a completion's prompt is."""
     request = parsed(GENERATE, framed(field(3, b"hello")))
     assert (request.api, request.body and request.body["prompt"]) == (Api.COMPLETIONS, "hello")
+
+
+@pytest.mark.parametrize(("logprobs", "reads"), [(b"", True), (field(22, 1), True), (field(23, 0), False), (field(23, 5), False)])
+@pytest.mark.parametrize("prompt", [field(2, field(2, b"\x05")), field(3, b"hello")], ids=["ids", "text"])
+def test_vllm_generate_with_logprobs_of_the_prompt(prompt: bytes, logprobs: bytes, reads: bool) -> None:  # noqa: FBT001  # a parameter of the test
+    """Its prompt is computed anew, as with the same request over HTTP; logprobs of the answer change nothing."""
+    assert reads_cache(parsed(GENERATE, framed(prompt + field(4, field(8, 9) + logprobs)))) is reads
 
 
 @pytest.mark.parametrize(

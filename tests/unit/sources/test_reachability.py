@@ -2,13 +2,13 @@
 
 import pytest
 
-from epp.sources.reachability import SILENT_S, Reachability, Sign
+from epp.sources.reachability import SILENT_S, UNBELIEVED_S, Reachability, Sign
 
 SIGNS = {"a": Sign.ANSWERED, "r": Sign.REFUSED, "s": Sign.SILENT, "?": Sign.UNCLEAR}
 
 
 @pytest.mark.parametrize(
-    ("polls", "reachable"),
+    ("seen", "reachable"),
     [
         ("", None),
         ("a", True),
@@ -28,13 +28,34 @@ SIGNS = {"a": Sign.ANSWERED, "r": Sign.REFUSED, "s": Sign.SILENT, "?": Sign.UNCL
         ("asssssrsssss", True),
         ("rr?", False),
         ("??", None),
+        ("d", False),
+        ("ad", False),
+        ("adr", False),
+        ("ads", False),
+        ("ad?", False),
+        ("ada", True),
+        ("adra", True),
+        ("adad", True),
+        ("adaaaaaaaaad", True),
+        ("adaaaaaaaaaad", False),
+        ("adadrr", False),
+        ("adrad", False),
+        ("adrdad", False),
+        ("arrdad", False),
+        ("arrad", False),
     ],
 )
-def test_what_polls_show(polls: str, reachable: bool | None) -> None:  # noqa: FBT001  # a parameter of the test
-    """One second apart: a = answered, r = refused, s = silent, ? = unclear."""
+def test_what_is_seen(seen: str, reachable: bool | None) -> None:  # noqa: FBT001  # a parameter of the test
+    """One second apart, polls: a = answered, r = refused, s = silent, ? = unclear; d = the data plane got no connection.
+
+    It is believed at once, until a poll is answered; where that was the next one, it is not believed again for ten seconds.
+    """
     reach = Reachability()
-    for second, poll in enumerate(polls):
-        reach.saw(SIGNS[poll], float(second))
+    for second, what in enumerate(seen):
+        if what == "d":
+            reach.doubt(float(second))
+        else:
+            reach.saw(SIGNS[what], float(second))
     assert reach.reachable is reachable
 
 
@@ -44,3 +65,5 @@ def test_each_change_is_news_once() -> None:
     polls = [("a", 0.0), ("a", 0.0), ("r", 0.0), ("r", 0.0), ("r", 0.0), ("s", 0.0), ("s", 2 * SILENT_S), ("a", 0.0), ("a", 0.0)]
     news = [reach.saw(SIGNS[sign], at) for sign, at in polls]
     assert news == [True, False, False, True, False, False, False, True, False]
+    assert [reach.doubt(0.0), reach.doubt(0.0), reach.saw(Sign.REFUSED, 0.0), reach.saw(Sign.REFUSED, 0.0)] == [True, False, False, False]
+    assert [reach.saw(Sign.ANSWERED, 0.0), reach.doubt(UNBELIEVED_S)] == [True, True]
