@@ -1,6 +1,7 @@
 """The compiled build: `EPP_COMPILE=1 pip install --no-build-isolation .` makes C of the modules that every request goes through.
 
-The same sources, types and behaviour for less CPU (`make bench` measures both); needs a C compiler and mypy beside pip.
+The same sources, types and behaviour for less CPU (`make bench` measures both); needs a C compiler, and `pip install '.[compile]'` before it,
+since mypyc checks the types of what is imported, too.
 Without EPP_COMPILE nothing here has any effect: epp is pure Python, and pyproject.toml says all there is to say.
 """
 
