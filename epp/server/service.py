@@ -76,8 +76,6 @@ class Service:
         self._loggers: Counter[str] = Counter()
         self._context = Context(director, reporter, max_body, now, self._loggers)
         self._log_tasks: set[asyncio.Task[object]] = set()
-        self.access_loggers = 0
-        """Access-log streams that are open now."""
         self.repeats = Repeats()
         self.health_methods: Mapping[str, Handler] = {
             f"/{health_service.SERVICE}/Check": self._check,
@@ -91,9 +89,10 @@ class Service:
         self.exchanges: Mapping[str, Callable[[Wire], LiveExchange]] = {f"/{names.EXT_PROC_SERVICE}/Process": self.open_exchange}
         """Methods of `methods` that can be served without a task."""
 
-    def logged(self, host: str) -> bool:
-        """Whether the data plane on this host has an access-log stream open to us."""
-        return host in self._loggers
+    @property
+    def access_loggers(self) -> int:
+        """Access-log streams that are open now."""
+        return self._loggers.total()
 
     def finish_answers(self) -> None:
         """End every conversation with OK as soon as its request is on its way; those that begin later too. For draining.
@@ -137,12 +136,10 @@ class Service:
         assert task is not None, "a handler runs in a task"
         self._log_tasks.add(task)
         self._loggers[host] += 1
-        self.access_loggers += 1
         try:
             return await self._outcome("access log", self._take_access_log(call))
         finally:
             self._log_tasks.discard(task)
-            self.access_loggers -= 1
             self._loggers[host] -= 1
             if not self._loggers[host]:
                 del self._loggers[host]

@@ -14,7 +14,7 @@ from epp.errors import ConfigError
 from epp.sources.engine_metrics import ENGINES, VLLM, EngineMetrics
 from epp.sources.metrics import Extraction, ScrapeSettings
 from epp.testing.waiting import eventually
-from tests.integration.metrics_source.rig import TLS, ModelServer, Rig, listening, page, running
+from tests.integration.metrics_source.rig import SELDOM, TLS, ModelServer, Rig, listening, page, running
 
 
 async def test_the_pool_follows_what_the_servers_say() -> None:
@@ -89,6 +89,18 @@ async def test_a_silent_server_times_out_and_only_one_request_waits() -> None:
         silent.silent = False
         silent.says(2)
         await eventually(lambda: rig.waiting() == [2])
+
+
+async def test_a_fleet_is_asked_one_after_the_other() -> None:
+    """A burst of pages, every twentieth of a second, would make requests wait for it: the turns of endpoints are spread over the interval."""
+    async with (
+        listening(ModelServer()) as a,
+        listening(ModelServer()) as b,
+        listening(ModelServer()) as c,
+        running(Rig(SELDOM), a.endpoint("a"), b.endpoint("b"), c.endpoint("c")) as rig,
+    ):
+        await eventually(lambda: rig.applied["default/a"] > 0)
+        assert (a.asked, b.asked, c.asked) == (1, 0, 0)
 
 
 async def test_an_endpoint_that_leaves_is_left_alone() -> None:

@@ -34,7 +34,7 @@ async def test_whom_the_data_plane_cannot_connect_to_is_no_choice() -> None:
         with socket.create_server(("127.0.0.1", 0)) as reserved:
             port = reserved.getsockname()[1]
         down = Endpoint(EndpointId("default/a"), "127.0.0.1", port)
-        async with running(Rig(SELDOM), down, up.endpoint("b")) as rig:
+        async with running(Rig(SELDOM), up.endpoint("b"), down) as rig:
             await rig.doubted(down)
             assert rig.choices() == ["default/b"]
             await eventually(lambda: rig.notes.failures["default/a", "connect"] == 1)
@@ -46,14 +46,15 @@ async def test_whom_the_data_plane_cannot_connect_to_is_back_with_the_poll_that_
     async with (
         listening(ModelServer()) as a,
         listening(ModelServer()) as b,
-        running(Rig(SELDOM), a.endpoint("a"), b.endpoint("b")) as rig,
+        listening(ModelServer()) as c,
+        running(Rig(SELDOM), a.endpoint("a"), b.endpoint("b"), c.endpoint("c")) as rig,
     ):
         rig.scraper.doubt("127.0.0.1:1")
-        assert rig.choices() == ["default/a", "default/b"]
-        await rig.doubted(a.endpoint("a"))
-        assert rig.choices() == ["default/b"]
-        await eventually(lambda: rig.choices() == ["default/a", "default/b"])
-        assert (a.asked, b.asked) == (1, 0)
+        assert rig.choices() == ["default/a", "default/b", "default/c"]
+        await rig.doubted(b.endpoint("b"))
+        assert rig.choices() == ["default/a", "default/c"]
+        await eventually(lambda: rig.choices() == ["default/a", "default/b", "default/c"])
+        assert (b.asked, c.asked) == (1, 0)
 
 
 async def test_a_server_that_does_not_listen_yet_is_no_choice() -> None:
