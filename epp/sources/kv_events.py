@@ -112,8 +112,8 @@ class KvEventSource:
         """What each engine's counter of prefix-cache queries last said."""
         self._connected: set[StreamKey] = set()
         """Streams heard over a connection of ours."""
-        self._named: set[StreamKey] = set()
-        """Streams heard over a connection of theirs."""
+        self._named: dict[StreamKey, set[int]] = {}
+        """Streams heard over a connection of theirs, and the ranks that speak there: behind one port several may."""
         prefix = topic_filter.encode()
         self._tokens = itertools.count()
         self._open: dict[StreamKey, _Open] = {}
@@ -171,8 +171,8 @@ class KvEventSource:
             self._unsettled = {stream.token for stream in self._open.values() if stream.address is not None}
         self._check_settled()
         if self._bind:
-            for key, told in self._pods.sync(endpoints):
-                self._hear_named(key, told)
+            for key, named in self._pods.sync(endpoints):
+                self._hear_named(key, named)
 
     def told(self, endpoint: Endpoint, ports: Ports | None) -> None:
         """Where an endpoint that was asked publishes; None: it does not say."""
@@ -186,7 +186,7 @@ class KvEventSource:
         """How far the caches of the listed endpoints are known."""
         endpoints = {endpoint for endpoint, _ in self._open}
         waiting = {self._keys[token][0] for token in self._unsettled or ()}
-        heard = {endpoint for endpoint, _ in self._connected | self._named}
+        heard = {endpoint for endpoint, _ in self._connected | self._named.keys()}
         blind = {key[0] for key, opened in self._open.items() if not (isinstance(at := opened.address, StreamAddress) and at.replay_port)}
         return Learnt(
             told=len(heard - waiting - blind),
@@ -212,7 +212,7 @@ class KvEventSource:
         if metrics.asleep:
             self._reporter.kv_event_error(endpoint, "the_engine_sleeps")
             for key in self._keys_of(endpoint):
-                self._index.clear(*key)
+                self._clear(key)
         elif metrics.num_blocks and max(ranks.values()) > metrics.num_blocks:
             too_many = [rank for rank, blocks in ranks.items() if blocks > metrics.num_blocks]
             self.distrust(endpoint, "more_blocks_than_the_engine_has", too_many)
@@ -230,10 +230,11 @@ class KvEventSource:
         self._distrusted[endpoint] = now
         self._reporter.kv_event_error(endpoint, reason)
         for key in self._keys_of(endpoint):
-            if ranks is not None and key[1] not in ranks:
+            named = self._named.get(key, set())
+            if ranks is not None and named.union((key[1],)).isdisjoint(ranks):
                 continue
-            if key in self._named:  # it connected to us, and has nothing to replay
-                self._index.clear(*key)
+            if named:  # it connected to us, and has nothing to replay
+                self._clear(key)
             self._thread.distrust(self._open[key].token)
 
     def _keys_of(self, endpoint: EndpointId) -> list[StreamKey]:
@@ -294,10 +295,15 @@ class KvEventSource:
         if keep:
             return
         self._connected.discard(key)
-        self._named.discard(key)
         self._distrusted.pop(key[0], None)
         self._queries.pop(key[0], None)
-        self._index.clear(*key)
+        self._clear(key)
+        self._named.pop(key, None)
+
+    def _clear(self, key: StreamKey) -> None:
+        """Forget what was heard of the engine, either way."""
+        for rank in self._named.get(key, set()).union((key[1],)):
+            self._index.clear(key[0], rank)
 
     def _check_settled(self) -> None:
         if self._unsettled is not None and not self._unsettled:
@@ -329,8 +335,8 @@ class KvEventSource:
                 if state in _HEARD_STATES:
                     self._connected.add(key)
                     if key in self._named:  # what it said the other way round would count twice
-                        self._named.discard(key)
-                        self._index.clear(*key)
+                        self._clear(key)
+                        del self._named[key]
                 else:
                     self._connected.discard(key)
                 if state is StreamState.LOST:
@@ -344,17 +350,17 @@ class KvEventSource:
     def _on_named(self, named: Named) -> None:
         key = self._pods.find(named.pod, named.rank)
         if key is not None:
-            self._hear_named(key, named.told)
+            self._hear_named(key, named)
         elif not self._pods.keep(named):
             self._reporter.kv_event_error(UNKNOWN_POD, "unknown_pod")
 
-    def _hear_named(self, key: StreamKey, told: Told) -> None:
+    def _hear_named(self, key: StreamKey, named: Named) -> None:
         """What an engine that connected to us said, unless we hear it over a connection of ours too."""
         if key in self._connected:
             self._reporter.kv_event_error(key[0], "both_directions")
             return
-        self._named.add(key)
-        self._apply(key, told)
+        self._named.setdefault(key, set()).add(named.rank)
+        self._apply((key[0], named.rank), named.told)
 
     def _apply(self, key: StreamKey, told: Told) -> None:
         endpoint, rank = key

@@ -1,7 +1,7 @@
 """Which endpoint an engine that connected to us is (spec/deploy.md 1.9), and what it said before that was known.
 
 A topic names a pod by IP, with or without the serving port. With a port the endpoint is the one that serves there; without,
-the one at this address whose rank is the batch's, or the only one at this address. Engines speak before discovery lists
+the one at this address whose rank is the batch's, or the only one at this address, which may have ranks that no endpoint stands for. Engines speak before discovery lists
 them: what they say waits, bounded; the oldest gives way.
 
 Pure; one instance, used by `kv_events` on the event loop.
@@ -13,7 +13,7 @@ from typing import Final
 
 from epp.domain import Endpoint, EndpointId
 from epp.kvcache.sequence import Clear
-from epp.sources.kv_messages import Named, Told, size_of
+from epp.sources.kv_messages import Named, size_of
 
 StreamKey = tuple[EndpointId, int]
 """An endpoint and its data-parallel rank."""
@@ -32,7 +32,7 @@ class NamedPods:
         self._held = 0
         """Bytes that wait."""
 
-    def sync(self, endpoints: Iterable[Endpoint]) -> list[tuple[StreamKey, Told]]:
+    def sync(self, endpoints: Iterable[Endpoint]) -> list[tuple[StreamKey, Named]]:
         """These are the endpoints now. Returns what waited for one of them, in order."""
         self._by_host_port.clear()
         self._by_address.clear()
@@ -40,13 +40,13 @@ class NamedPods:
             key = endpoint.id, endpoint.rank
             self._by_host_port[endpoint.host_port] = key
             self._by_address.setdefault(endpoint.address, []).append(key)
-        found: list[tuple[StreamKey, Told]] = []
+        found: list[tuple[StreamKey, Named]] = []
         for name in list(self._waiting):
             key_now = self.find(*name)
             if key_now is not None:
                 named = self._waiting.pop(name)
                 self._held -= sum(map(size_of, named))
-                found += [(key_now, each.told) for each in named]
+                found += [(key_now, each) for each in named]
         return found
 
     def find(self, pod: str, rank: int) -> StreamKey | None:

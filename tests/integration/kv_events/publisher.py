@@ -37,12 +37,15 @@ _hashes = itertools.count(1 << 40)
 class Publisher:
     """One engine process; a restart is a new one on the same ports."""
 
-    def __init__(self, *, port: int = 0, replay_port: int = 0, topic: bytes = b"", ring: int = 10_000, connect: str = "") -> None:
-        """`connect`: publish to this address of a picker that binds."""
+    def __init__(
+        self, *, port: int = 0, replay_port: int = 0, topic: bytes = b"", ring: int = 10_000, connect: str = "", rank: int = 0
+    ) -> None:
+        """`connect`: publish to this address of a picker that binds. `rank`: of the engine, as its batches say."""
         self._context = zmq.asyncio.Context()
         self._pub = self._connect(connect) if connect else self._bind(zmq.XPUB, port)
         self._router = self._bind(zmq.ROUTER, replay_port)
         self._topic = topic
+        self._rank = rank
         self._seq = itertools.count()
         self._ring: deque[tuple[int, bytes]] = deque(maxlen=ring)
         self._chains: dict[tuple[int, ...], int] = {}
@@ -97,7 +100,7 @@ class Publisher:
 
     async def publish(self, events: list[dict[str, object]], *, lost: bool = False) -> None:
         """One engine step; `lost`: no subscriber hears of it."""
-        payload = msgspec.msgpack.encode([time.time(), events, 0])
+        payload = msgspec.msgpack.encode([time.time(), events, self._rank])
         seq = next(self._seq)
         if not lost:
             await self.send([self._topic, seq.to_bytes(8, "big"), payload])

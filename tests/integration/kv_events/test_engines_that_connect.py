@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 
-from epp.domain import Endpoint, EndpointId
+from epp.domain import Endpoint, EndpointId, EndpointMetrics
 from epp.errors import ConfigError
 from epp.sources.kv_ports import EventPorts, Ports
 from epp.testing.waiting import eventually
@@ -74,6 +74,32 @@ async def test_ranks_of_one_address_are_told_apart_by_port_or_rank(bound: Rig, p
     await eventually(lambda: bound.hit_tokens("a-2", PROMPT) == 16)
 
     assert (bound.hit_tokens("a-1", OTHER), bound.hit_tokens("a-2", OTHER)) == (0, 0)
+
+
+async def test_ranks_behind_one_port_have_caches_of_their_own(bound: Rig, publish: Publish) -> None:
+    """One that restarts takes nothing along of the other's, together they may hold more than one has, and all go with their endpoint."""
+    a, topic = an_endpoint("a", "10.0.0.5"), b"kv@10.0.0.5@tiny"
+    bound.source.sync([a])
+    one, other = (publish(connect=bound.source.bound_url, topic=topic, rank=rank) for rank in (0, 1))
+    for engine, prompt in ((one, PROMPT), (other, OTHER)):
+        await engine.subscribed()
+        await engine.store(prompt)
+    await eventually(lambda: bound.hit_tokens("a", PROMPT) == bound.hit_tokens("a", OTHER) == 16)
+    bound.source.reconcile(a.id, EndpointMetrics(num_blocks=4))
+    assert bound.notes.errors == []
+    await other.stop()
+    again = publish(connect=bound.source.bound_url, topic=topic, rank=1)
+    await again.subscribed()
+    await again.store(OTHER[:8])
+    await eventually(lambda: bound.hit_tokens("a", OTHER) == 8)
+    assert bound.hit_tokens("a", PROMPT) == 16
+
+    bound.source.reconcile(a.id, EndpointMetrics(num_blocks=3))
+    assert bound.index.gpu_blocks(a.id) == {}
+    await again.store([7, *PROMPT])
+    await eventually(lambda: bound.index.blocks(a.id) == 4)
+    bound.source.sync([])
+    assert bound.index.blocks(a.id) == 0
 
 
 async def test_an_engine_that_restarts_is_another_one(bound: Rig, publish: Publish) -> None:
