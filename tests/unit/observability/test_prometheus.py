@@ -1,7 +1,5 @@
 """What a dashboard finds: both names of each family, the limit on model names, series that end with their endpoint."""
 
-import socket
-import urllib.request
 from collections.abc import Callable
 from functools import partial
 
@@ -21,9 +19,9 @@ from epp.domain import (
     TokenState,
     Usage,
 )
-from epp.errors import BadRequestError, ConfigError, ServiceUnavailableError
+from epp.errors import BadRequestError, ServiceUnavailableError
 from epp.observability.families import MAX_LABEL_LENGTH, LabelLimit
-from epp.observability.prometheus import PrometheusReporter, serve
+from epp.observability.prometheus import PrometheusReporter
 
 Decide = Callable[..., Decision]
 LABELS = {"model_name": "tiny", "target_model_name": "tiny", "fairness_id": "default-flow", "priority": "0"}
@@ -309,26 +307,6 @@ def test_a_page_is_valid_and_names_each_family_once(registry: CollectorRegistry,
     assert len(families) == len(set(families))
     assert "_created" not in page
     assert 'inference_pool_ready_pods{name="pool"} 2.0' in page
-
-
-def test_the_page_is_served_until_closed(registry: CollectorRegistry, reporter: PrometheusReporter) -> None:
-    """On a port of the system's choice."""
-    server = serve(registry, 0, "127.0.0.1")
-    try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/metrics", timeout=5) as answer:
-            assert b"llm_d_epp_info" in answer.read()
-    finally:
-        server.close()
-    with socket.socket() as probe:
-        assert probe.connect_ex(("127.0.0.1", server.port)) != 0
-
-
-def test_a_taken_port_is_a_sentence(registry: CollectorRegistry) -> None:
-    """Flag, address, reason and remedy."""
-    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(ConfigError) as caught:
-        serve(registry, taken.getsockname()[1], "127.0.0.1")
-    assert "--metrics-port: cannot listen on 127.0.0.1:" in str(caught.value)
-    assert "address already in use" in str(caught.value)
 
 
 def test_a_label_a_client_made_up_is_bounded_in_number_and_length() -> None:
