@@ -199,6 +199,7 @@ class Director:
             cycle,
             decision_id=self._new_decision_id(),
             request_id=picking.headers.get(names.REQUEST_ID) or self._new_request_id(),
+            only_if_cached=names.PREFER in picking.headers and _only_if_cached(picking.headers[names.PREFER]),
         )
         decision.duration_s = self._now() - started
         return decision
@@ -270,6 +271,14 @@ def _unread(headers: Mapping[str, str]) -> InferenceRequest:
     """What is known of a request before its body: routed by load alone."""
     path = headers.get(names.PATH_HEADERS[0], names.DEFAULT_PATH)
     return InferenceRequest(Api.OPAQUE, path.partition("?")[0], "", None, size_bytes=0)
+
+
+def _only_if_cached(preferences: str) -> bool:
+    """Whether one of a comma list of preferences, each perhaps with a value and parameters, is "if-available" (spec/protocol.md 1.4.1)."""
+    for preference in preferences.split(","):
+        if preference.partition(";")[0].partition("=")[0].strip().lower() == names.IF_AVAILABLE:
+            return True
+    return False
 
 
 def _totals(result: ProfileResult) -> Mapping[str, float] | None:
