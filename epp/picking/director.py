@@ -127,6 +127,10 @@ class Director:
             if body is None and not body_follows:
                 return self._route(self._pick_without_body(headers, subset), picking)
             request = picking.request = _unread(headers) if body is None else self._parse(headers, body)
+            for name in names.FAIRNESS_ID_HEADERS:
+                if name in headers:
+                    request.flow = headers[name] or request.flow
+                    break
             if body is not None and request.target_model:
                 picking.forwarded = with_model(body, request.target_model)
             picking.candidates = self._candidates(subset)  # an empty pool answers before anything is tokenized

@@ -22,6 +22,7 @@ from epp.domain import (
 from epp.errors import BadRequestError, ServiceUnavailableError
 from epp.observability.families import MAX_LABEL_LENGTH, LabelLimit
 from epp.observability.prometheus import PrometheusReporter
+from epp.observability.request_metrics import MAX_SERIES
 
 Decide = Callable[..., Decision]
 LABELS = {"model_name": "tiny", "target_model_name": "tiny", "fairness_id": "default-flow", "priority": "0"}
@@ -29,8 +30,8 @@ MODELS = {"model_name": "tiny", "target_model_name": "tiny"}
 A = EndpointId("team/a")
 
 
-def request(model: str) -> InferenceRequest:
-    return InferenceRequest(Api.CHAT, "/v1/chat/completions", model, {}, size_bytes=10)
+def request(model: str, flow: str = "default-flow") -> InferenceRequest:
+    return InferenceRequest(Api.CHAT, "/v1/chat/completions", model, {}, size_bytes=10, flow=flow)
 
 
 def test_a_request_under_both_names(registry: CollectorRegistry, reporter: PrometheusReporter, decide: Decide) -> None:
@@ -53,6 +54,27 @@ def test_a_request_under_both_names(registry: CollectorRegistry, reporter: Prome
     assert value("llm_d_epp_scheduler_attempts_total", {**where, "endpoint_name": "a"}) == 1
     assert value("inference_extension_scheduler_attempts_total", {**where, "pod_name": "a"}) == 1
     assert value("inference_extension_info", {"commit": "unknown", "build_ref": "v1"}) == 1
+
+
+def test_requests_are_told_apart_by_flow(registry: CollectorRegistry, reporter: PrometheusReporter) -> None:
+    """Each has series of its own under the current names; the old ones, which lack the label, have the sum."""
+    for flow in ("team-a", "team-a", "team-b"):
+        reporter.rejected(request("tiny", flow), BadRequestError("no"))
+    value = registry.get_sample_value
+    errors = [value("llm_d_epp_request_error_total", {**LABELS, "fairness_id": f"team-{x}", "error_code": "BadRequest"}) for x in "ab"]
+    assert errors == [2, 1]
+    assert value("inference_objective_request_error_total", {**MODELS, "error_code": "BadRequest"}) == 3
+
+
+def test_the_number_of_series_is_bounded_whatever_clients_combine(registry: CollectorRegistry, reporter: PrometheusReporter) -> None:
+    """A thousand models times a thousand flows would fill the memory: what comes late is counted together."""
+    for model in range(60):
+        for flow in range(60):
+            reporter.rejected(request(f"m{model}", f"f{flow}"), BadRequestError("no"))
+    samples = [s for metric in registry.collect() if metric.name == "llm_d_epp_request_error" for s in metric.samples]
+    assert len(samples) == MAX_SERIES + 1
+    assert sum(s.value for s in samples) == 3600
+    assert [s.value for s in samples if s.labels["model_name"] == "other"] == [3600 - MAX_SERIES]
 
 
 def test_errors_are_counted_by_who_made_them(registry: CollectorRegistry, reporter: PrometheusReporter, decide: Decide) -> None:

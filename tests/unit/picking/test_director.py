@@ -134,6 +134,23 @@ def test_other_preferences_are_not_ours(prefer: str) -> None:
     assert rig.route(None, {"prefer": "if-available"}).destination == "10.0.0.1:8000"
 
 
+@pytest.mark.parametrize(
+    ("headers", "flow"),
+    [
+        ({}, "default-flow"),
+        ({"x-gateway-inference-fairness-id": "old"}, "old"),
+        ({"x-llm-d-inference-fairness-id": "new", "x-gateway-inference-fairness-id": "old"}, "new"),
+        ({"x-llm-d-inference-fairness-id": ""}, "default-flow"),
+    ],
+)
+@pytest.mark.parametrize("follows", [True, False])
+def test_a_request_says_whose_it_is(headers: dict[str, str], flow: str, follows: bool) -> None:  # noqa: FBT001  # a table
+    """By header, the current name before the older one, whether or not its body is seen."""
+    rig = Rig("10.0.0.1")
+    rig.route(None if follows else b"{}", headers, follows=follows)
+    assert [decision.request.flow for decision in rig.recorder.decisions if decision.request] == [flow]
+
+
 def test_a_decision_names_the_picker_that_made_it() -> None:
     """So that another one, to which the same Envoy logs, leaves its end alone."""
     rig = Rig("10.0.0.1")
