@@ -170,8 +170,8 @@ class App:
             self._readiness.synced = True
             await self._server.start()
             logger.info(
-                "epp %s (%s) serves on port %d (health also on %d, /metrics on %d)",
-                *(__version__, BUILD, self._server.port, self._server.health_port, metrics.port),
+                "epp %s (%s) serves on port %d with %s; health also on %d, /metrics on %d",
+                *(__version__, BUILD, self._server.port, self._certificates or "plaintext", self._server.health_port, metrics.port),
             )
             async with asyncio.TaskGroup() as tasks:
                 background = [tasks.create_task(work) for work in self._background()]

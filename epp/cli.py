@@ -1,7 +1,7 @@
 """The commands. No first argument, or one that begins with "-", serves; otherwise the first argument names a command.
 
 Imports are inside the commands: `epp simulate` must not pay for what serving needs, nor the other way round.
-Exit codes: 0 done, 1 could not run (a taken port, a missing file), 2 bad arguments or configuration.
+Exit codes: 0 done, 2 what the operator has to mend (arguments, configuration, files, a taken port), 1 anything else.
 """
 
 import argparse
