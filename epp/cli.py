@@ -33,7 +33,7 @@ Flags have Go's syntax: -x or --x, booleans as --x=false.
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line; returns the exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    command, rest = (words[0], words[1:]) if words and words[0] and not words[0].startswith("-") else ("serve", words)
+    command, rest = (words[0], words[1:]) if words and words[0].strip() and not words[0].startswith("-") else ("serve", words)
     if command == "serve" and not {"-h", "-help", "--help"}.isdisjoint(words):
         print(USAGE, end="")
         return 0
