@@ -26,6 +26,9 @@ _AnyFamily = Family[Counter] | Family[Gauge] | Family[Histogram]
 SCHEDULER_BUCKETS: Sequence[float] = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
 STREAM_BUCKETS: Sequence[float] = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10, 30, 60, 120, 300, 600)
 
+# How an ext_proc stream ends whose request was answered, by somebody, or given up by its client.
+_NO_ERRORS = frozenset(("OK", "CANCELLED"))
+
 
 class PrometheusReporter(Reporter):
     """Counts. Runs on the event loop; the registry may be read from any thread."""
@@ -205,6 +208,8 @@ class PrometheusReporter(Reporter):
             self._streams.opened()
 
     def stream_closed(self, grpc_code: str, seconds: float) -> None:
+        if grpc_code not in _NO_ERRORS:
+            self._requests.stream_failed()
         if self._streams is not None:
             self._streams.closed(grpc_code, seconds)
 

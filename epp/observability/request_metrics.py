@@ -48,6 +48,9 @@ MAX_SERIES: Final = 2000
 # error_code of an answer that the model server, not the picker, made an error.
 MODEL_SERVER_ERROR: Final = "ModelServerError"
 
+# error_code of a stream that ended with a gRPC status: the client gets what the data plane makes of it, mostly 500.
+UNKNOWN_ERROR: Final = "Unknown"
+
 
 @dataclass(slots=True)
 class Series:
@@ -152,6 +155,10 @@ class RequestMetrics:
     def rejected(self, request: InferenceRequest | None, error: RequestError) -> None:
         """It ended with an answer of ours."""
         self._errors.labels(*self.of(request).labels, error.code).inc()
+
+    def stream_failed(self) -> None:
+        """Its stream ended with an error: a bug of ours, or a data plane that broke the protocol."""
+        self._errors.labels(*self.of(None).labels, UNKNOWN_ERROR).inc()
 
     def chunks_came(self, request: InferenceRequest, gaps_s: Sequence[float]) -> None:
         """Chunks of a streamed answer."""

@@ -56,6 +56,16 @@ def test_a_request_under_both_names(registry: CollectorRegistry, reporter: Prome
     assert value("inference_extension_info", {"commit": "unknown", "build_ref": "v1"}) == 1
 
 
+def test_a_stream_that_ends_with_an_error_is_an_error(registry: CollectorRegistry, reporter: PrometheusReporter) -> None:
+    """A filter configured wrongly fails every request: that must be seen in metrics. Who is answered or leaves is none."""
+    for code in ("OK", "CANCELLED", "INVALID_ARGUMENT", "INTERNAL"):
+        reporter.stream_closed(code, 0.1)
+    nobody = {"model_name": "", "target_model_name": ""}
+    labels = {**nobody, "fairness_id": "default-flow", "priority": "0", "error_code": "Unknown"}
+    assert registry.get_sample_value("llm_d_epp_request_error_total", labels) == 2
+    assert registry.get_sample_value("inference_objective_request_error_total", {**nobody, "error_code": "Unknown"}) == 2
+
+
 def test_requests_are_told_apart_by_flow(registry: CollectorRegistry, reporter: PrometheusReporter) -> None:
     """Each has series of its own under the current names; the old ones, which lack the label, have the sum."""
     for flow in ("team-a", "team-a", "team-b"):
