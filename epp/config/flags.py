@@ -225,6 +225,8 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] | None = None
             raise ConfigError(f"--{name}: {text!r}: {error}") from None
         if name not in _WITHOUT_FIELD:
             given[name.replace("-", "_")] = value
+    if texts.get("tls-cipher-suites", "").strip(", ") and not given["tls_cipher_suites"]:
+        given["tls_min_version"] = ssl.TLSVersion.TLSv1_3  # as with Go: without a suite there is no TLS 1.2
     given["pool_namespace"] = given.get("pool_namespace") or environment.get("NAMESPACE") or "default"
     given.setdefault("instance_id", environment.get("POD_NAME", ""))
     notes = (*_notes(texts, secure=given.get("secure_serving", True) is True), *_notes_on(environment))

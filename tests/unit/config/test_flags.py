@@ -1,6 +1,7 @@
 """The command line: Go syntax, llm-d's names, clear refusals, and the argument lists of those who start pickers."""
 
 import json
+import ssl
 from dataclasses import fields
 from pathlib import Path
 
@@ -39,6 +40,8 @@ def changed(options: ServeOptions) -> dict[str, object]:
         (["--v=+4"], {"v": 4}),
         (["--max-request-body", "10MiB"], {"max_request_body": 10 << 20}),
         (["--tls-cipher-suites=TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256"], {"tls_cipher_suites": ("ECDHE-RSA-AES128-GCM-SHA256",)}),
+        (["--tls-cipher-suites=TLS_AES_128_GCM_SHA256"], {"tls_min_version": ssl.TLSVersion.TLSv1_3}),
+        (["--tls-cipher-suites= ,"], {}),
         (["--ha-enable-leader-election=false"], {}),
         (["-haEnableLeaderElection=F"], {}),
     ],
