@@ -20,6 +20,7 @@ COMPILED = [
     "epp/extproc/end_causes.py",
     "epp/extproc/events.py",
     "epp/extproc/exchange.py",
+    "epp/extproc/gathering.py",
     "epp/extproc/log_wire.py",
     "epp/extproc/wire.py",
     "epp/names.py",
