@@ -35,6 +35,7 @@ from epp.domain import (
 from epp.extproc import access_log, codec
 from epp.extproc.events import ReplyRequestBody, ReplyResponseBody, RequestHeaders, Route
 from epp.extproc.exchange import Exchange
+from epp.extproc.gathering import BodyRoom
 from epp.kvcache.events import Batch, BlockStored
 from epp.kvcache.index import PrefixIndex
 from epp.kvcache.keys import pack_tokens
@@ -133,7 +134,7 @@ def _exchange(body: bytes) -> Operation:
     route = Route("10.0.0.1:8000", DECISION)
 
     def operation() -> None:
-        exchange = Exchange(MAX_BODY)
+        exchange = Exchange(MAX_BODY, BodyRoom(MAX_BODY))
         for message in messages:
             exchange.receive(codec.decode(message))
         for reply in exchange.resolve(route):
@@ -152,7 +153,7 @@ def _request_messages(body: bytes) -> Iterator[bytes]:
 
 
 def _response_message() -> Operation:
-    exchange = Exchange(MAX_BODY)
+    exchange = Exchange(MAX_BODY, BodyRoom(MAX_BODY))
     exchange.receive(RequestHeaders({}, end_of_stream=True))
     endpoint = make_endpoint()
     chosen = ProfileResult("default", [endpoint], [], [], [endpoint])
@@ -175,7 +176,7 @@ def _response_message() -> Operation:
 
 def _access_log() -> Operation:
     route = Route("10.0.0.1:8000", DECISION)
-    exchange = Exchange(MAX_BODY)
+    exchange = Exchange(MAX_BODY, BodyRoom(MAX_BODY))
     exchange.receive(RequestHeaders({}, end_of_stream=True))
     entry = direct.log_entry(codec.encode(exchange.resolve(route)[0]))
     assert entry is not None
@@ -315,7 +316,7 @@ def _conversations(chats: Mapping[str, Sequence[bytes]], model_folder: Path, *, 
         instance=INSTANCE,
     )
 
-    context = Context(director, reporter, MAX_BODY, time.monotonic, logs=("",))
+    context = Context(director, reporter, MAX_BODY, time.monotonic, logs=("",), room=BodyRoom(MAX_BODY))
     for name, sized in chats.items():
         turns = itertools.cycle([list(_request_messages(body)) for body in sized])
 

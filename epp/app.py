@@ -31,7 +31,7 @@ from epp.kvcache.index import PrefixIndex
 from epp.kvcache.parity import ParityMonitor
 from epp.kvcache.predictions import Predictions, PrefillEnded
 from epp.kvcache.tiers import MEDIUMS
-from epp.observability import prometheus
+from epp.observability import metrics_server, prometheus
 from epp.observability.decision_log import DecisionLog
 from epp.observability.log_format import configure_logging
 from epp.observability.logs import LogReporter
@@ -158,7 +158,7 @@ class App:
         drain, stop = asyncio.Event(), asyncio.Event()
         for signal_number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(signal_number, self._on_signal, signal_number, drain, stop)
-        metrics_server = prometheus.serve(
+        metrics = metrics_server.serve(
             self._metrics,
             self._options.metrics_port,
             cert_dir=self._options.metrics_cert_dir,
@@ -171,8 +171,8 @@ class App:
             self._readiness.synced = True
             await self._server.start()
             logger.info(
-                "epp %s (%s) serves on port %d (health also on %d, /metrics on %d)",
-                *(__version__, BUILD, self._server.port, self._server.health_port, metrics_server.port),
+                "epp %s (%s) serves on port %d with %s; health also on %d, /metrics on %d",
+                *(__version__, BUILD, self._server.port, self._certificates or "plaintext", self._server.health_port, metrics.port),
             )
             async with asyncio.TaskGroup() as tasks:
                 background = [tasks.create_task(work) for work in self._background()]
@@ -183,7 +183,7 @@ class App:
                 for task in background:
                     task.cancel()
         finally:
-            await asyncio.to_thread(metrics_server.close)
+            await asyncio.to_thread(metrics.close)
 
     async def _stop_serving(self, at_once: asyncio.Event) -> None:
         """End what is open in order, until `at_once`."""

@@ -1,7 +1,7 @@
 """The commands. No first argument, or one that begins with "-", serves; otherwise the first argument names a command.
 
 Imports are inside the commands: `epp simulate` must not pay for what serving needs, nor the other way round.
-Exit codes: 0 done, 1 could not run (a taken port, a missing file), 2 bad arguments or configuration.
+Exit codes: 0 done, 2 what the operator has to mend (arguments, configuration, files, a taken port), 1 anything else.
 """
 
 import argparse
@@ -33,7 +33,7 @@ Flags have Go's syntax: -x or --x, booleans as --x=false.
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line; returns the exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    command, rest = (words[0], words[1:]) if words and words[0] and not words[0].startswith("-") else ("serve", words)
+    command, rest = (words[0], words[1:]) if words and words[0].strip() and not words[0].startswith("-") else ("serve", words)
     if command == "serve" and not {"-h", "-help", "--help"}.isdisjoint(words):
         print(USAGE, end="")
         return 0

@@ -35,6 +35,13 @@ class BadRequestError(RequestError):
     code = "BadRequest"
 
 
+class PreconditionFailedError(RequestError):
+    """The client wants this request served from a cached prefix or not at all."""
+
+    http_status = 412
+    code = "PreconditionFailed"
+
+
 class PayloadTooLargeError(RequestError):
     """The body is larger than --max-request-body."""
 

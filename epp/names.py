@@ -20,7 +20,13 @@ SUBSET_KEY: Final = "x-gateway-destination-endpoint-subset"
 
 # --- Request headers; where there are two names, the current one first, then the deprecated alias ---------------
 MODEL_REWRITE_HEADERS: Final = ("x-llm-d-model-name-rewrite", "x-gateway-model-name-rewrite")
+FAIRNESS_ID_HEADERS: Final = ("x-llm-d-inference-fairness-id", "x-gateway-inference-fairness-id")
+# The flow of a request that names none.
+DEFAULT_FLOW: Final = "default-flow"
 REQUEST_ID: Final = "x-request-id"
+# A preference (RFC 7240) that makes serving depend on a cached prefix; its parameters mean nothing.
+PREFER: Final = "prefer"
+IF_AVAILABLE: Final = "if-available"
 DROPPED_REASON: Final = "x-llm-d-request-dropped-reason"
 # Where the path is found: the pseudo header, then what gateways leave behind, then the default.
 PATH_HEADERS: Final = (":path", "x-original-path", "x-forwarded-path")

@@ -81,8 +81,6 @@ class Flag:
     """The value with which the flag says just that."""
 
 
-_FROM_A_FILE = "without effect: endpoints come from a file-discovery's file, from Kubernetes not yet"
-
 GROUPS: Mapping[str, Sequence[Flag]] = {
     "configuration": (
         Flag("config-file", str, "path of an EndpointPickerConfig"),
@@ -93,29 +91,31 @@ GROUPS: Mapping[str, Sequence[Flag]] = {
         Flag("grpc-health-port", values.port, "port of the health service, always in plaintext (default 9003)"),
         Flag("metrics-port", values.port, "port of /metrics (default 9090)"),
         Flag("transport", values.choice("fast", "grpc"), "fast: libnghttp2 in this process; grpc: grpc.aio (default fast)"),
-        Flag("grpc-max-recv-msg-size", values.size, "largest gRPC message accepted (default 4MiB)"),
-        Flag("max-request-body", values.size, "largest request body; larger ones get 413 (default 64MiB)"),
+        Flag("grpc-max-recv-msg-size", values.empty_is(4 << 20, values.message_size), "largest gRPC message accepted (default 4MiB)"),
+        Flag("max-request-body", values.body_size, "largest request body; larger ones get 413 (default 64MiB)"),
         Flag("drain-timeout", values.wait, "how long to serve on, not ready, after SIGTERM (default 30s)"),
     ),
     "TLS on the gRPC port": (
         Flag("secure-serving", values.boolean, "TLS (default true); false: plaintext HTTP/2"),
         Flag("cert-path", str, "folder with tls.crt and tls.key (default: a self-signed certificate, in memory)"),
         Flag("enable-cert-reload", values.boolean, "follow the files of --cert-path (default false)"),
-        Flag("tls-min-version", values.tls_version, "oldest version, VersionTLS12 or VersionTLS13 (default VersionTLS12)"),
+        Flag(
+            "tls-min-version",
+            values.empty_is(ssl.TLSVersion.TLSv1_2, values.tls_version),
+            "oldest version, VersionTLS12 or VersionTLS13 (default VersionTLS12)",
+        ),
         Flag("tls-cipher-suites", values.tls_suites, "suites of TLS 1.2, Go's names (default: OpenSSL's choice)"),
     ),
     "pool": (
         Flag("pool-name", str, 'name of the pool; names it in metrics where endpoints come from a file (default "epp")'),
-        Flag("pool-namespace", str, "its namespace (default: $NAMESPACE, then default)", _FROM_A_FILE, holds=""),
+        Flag("pool-namespace", str, "its namespace (default: $NAMESPACE, then default)"),
         Flag(
             "pool-group",
             values.choice("inference.networking.k8s.io", "inference.networking.x-k8s.io"),
             "API group of the InferencePool (default inference.networking.k8s.io)",
-            _FROM_A_FILE,
-            holds="inference.networking.k8s.io",
         ),
-        Flag("endpoint-selector", str, "label selector of the pods, in place of a pool", _FROM_A_FILE, holds=""),
-        Flag("endpoint-target-ports", values.target_ports, "their ports, 1 to 8 of them", _FROM_A_FILE),
+        Flag("endpoint-selector", str, "label selector of the pods, in place of a pool"),
+        Flag("endpoint-target-ports", values.empty_is((), values.target_ports), "their ports, 1 to 8 of them"),
         Flag("disable-endpoint-subset-filter", values.boolean, "ignore the subset the data plane asks for (default false)"),
         Flag("emit-endpoint-scores", values.boolean, "tell the data plane the score of each endpoint (default false)"),
         Flag("instance-id", str, "tells this picker from others behind the same Envoy (default: $POD_NAME, then made up)"),
@@ -127,7 +127,7 @@ GROUPS: Mapping[str, Sequence[Flag]] = {
         Flag("metrics-staleness-threshold", values.period, "older readings are left out of the pool's averages (default 2s)"),
         Flag("model-server-metrics-port", values.port, "port of their /metrics (default 0: the one that serves)"),
         Flag("model-server-metrics-path", str, "its path (default /metrics)"),
-        Flag("model-server-metrics-scheme", values.choice("http", "https"), "http or https (default http)"),
+        Flag("model-server-metrics-scheme", values.empty_is("", values.choice("http", "https")), "http or https (default http)"),
         Flag("model-server-metrics-https-insecure-skip-verify", values.boolean, "do not verify their certificates (default true)"),
         Flag("total-queued-requests-metric", str, "vLLM's name of it, as name{label=value}"),
         Flag("total-running-requests-metric", str, "likewise"),
@@ -141,12 +141,12 @@ GROUPS: Mapping[str, Sequence[Flag]] = {
         Flag("metrics-cert-dir", str, "folder with tls.crt and tls.key: /metrics over TLS; needs --metrics-client-ca-file"),
         Flag("metrics-client-ca-file", str, "clients of /metrics must show a certificate of this CA"),
         Flag("decision-log", str, "file that gets one JSON line a decision and one an end: who was picked and why"),
-        Flag("v", values.integer, "verbosity of the log: 2 default, 3 verbose, 4 debug (default 2)"),
-        Flag("zap-encoder", values.choice("console", "json"), "form of a log line (default console)"),
+        Flag("v", values.verbosity, "verbosity of the log: 2 default, 3 verbose, 4 debug (default 2)"),
+        Flag("zap-encoder", values.any_case(values.choice("console", "json")), "form of a log line (default console)"),
         Flag("zap-log-level", values.level, "debug, info, warn, error, panic or a verbosity; overrides -v"),
         Flag(
             "zap-time-encoding",
-            values.choice("epoch", "millis", "nano", "iso8601", "rfc3339", "rfc3339nano"),
+            values.any_case(values.choice("epoch", "millis", "nano", "iso8601", "rfc3339", "rfc3339nano")),
             "time in a log line (default rfc3339 with milliseconds)",
         ),
         Flag("zap-stacktrace-level", values.level, "least level that shows stack traces (default error)"),
@@ -169,7 +169,13 @@ GROUPS: Mapping[str, Sequence[Flag]] = {
             holds=False,
         ),
         Flag("allow-experimental-plugins", values.boolean, "no plugin here is experimental", "no plugin here is experimental", holds=False),
-        Flag("grpc-max-send-msg-size", values.size, "no reply is larger than 64 KB", "no reply is larger than 64 KB", holds=0),
+        Flag(
+            "grpc-max-send-msg-size",
+            values.empty_is(0, values.size),
+            "no reply is larger than 64 KB",
+            "no reply is larger than 64 KB",
+            holds=0,
+        ),
         Flag(
             "zap-devel",
             values.boolean,
@@ -196,8 +202,12 @@ GROUPS: Mapping[str, Sequence[Flag]] = {
 FLAGS: Mapping[str, Flag] = {flag.name: flag for flags in GROUPS.values() for flag in flags}
 _WITHOUT_FIELD = frozenset(flag.name for flag in GROUPS["accepted; what they ask for holds anyway, or has no meaning here"])
 
-# Flags that wait for the capability they belong to; with their neutral value they may be given.
-NOT_YET: Mapping[str, str] = {"ha-enable-leader-election": "false"}
+# Booleans that wait for the capability they belong to; false may be given.
+NOT_YET = frozenset(("ha-enable-leader-election",))
+
+# Flags that say something about pods in Kubernetes, and about the certificate.
+_OF_PODS = ("pool-namespace", "pool-group", "endpoint-selector", "endpoint-target-ports")
+_OF_TLS = ("cert-path", "enable-cert-reload", "tls-min-version", "tls-cipher-suites")
 
 # Variables of capabilities that do not exist yet (spec/protocol.md 5.3): set, they change nothing, which is said.
 _UNUSED_VARIABLES = ("OTEL_", "TRAINING_SERVER_URL", "PREDICTION_SERVER_URL", "LATENCY_")
@@ -206,25 +216,44 @@ _UNUSED_VARIABLES = ("OTEL_", "TRAINING_SERVER_URL", "PREDICTION_SERVER_URL", "L
 def parse(arguments: Sequence[str], environment: Mapping[str, str] | None = None) -> ServeOptions:
     """The options of one command line. Raises ConfigError that names the flag and the remedy."""
     environment = environment or {}
+    texts = dict(_pairs(arguments))
     given: dict[str, object] = {}
-    notes: dict[str, str] = {}
-    for name, text in _pairs(arguments):
-        flag = FLAGS[name]
+    for name, text in texts.items():
         try:
-            value = flag.parse(text)
+            value = FLAGS[name].parse(text)
         except ValueError as error:
             raise ConfigError(f"--{name}: {text!r}: {error}") from None
         if name not in _WITHOUT_FIELD:
             given[name.replace("-", "_")] = value
-        if flag.instead and value != flag.holds:
-            notes[name] = f"--{name}={text}: {flag.instead}"
-    if unused := sorted(name for name in environment if name.startswith(_UNUSED_VARIABLES)):
-        notes["environment"] = f"environment: {', '.join(unused)} without effect: traces and latency prediction do not exist here yet"
+    if texts.get("tls-cipher-suites", "").strip(", ") and not given["tls_cipher_suites"]:
+        given["tls_min_version"] = ssl.TLSVersion.TLSv1_3  # as with Go: without a suite there is no TLS 1.2
     given["pool_namespace"] = given.get("pool_namespace") or environment.get("NAMESPACE") or "default"
     given.setdefault("instance_id", environment.get("POD_NAME", ""))
-    options = ServeOptions(**given, notes=tuple(notes.values()))  # type: ignore[arg-type]  # FLAGS and the fields are held together below
+    notes = (*_notes(texts, secure=given.get("secure_serving", True) is True), *_notes_on(environment))
+    options = ServeOptions(**given, notes=notes)  # type: ignore[arg-type]  # FLAGS and the fields are held together below
     _check(options)
     return options
+
+
+def _notes(texts: Mapping[str, str], *, secure: bool) -> Iterator[str]:
+    """What is said about flags whose effect is not the one asked for."""
+    for name, text in texts.items():
+        flag = FLAGS[name]
+        if flag.instead and flag.parse(text) != flag.holds:
+            yield f"--{name}={text}: {flag.instead}"
+    if values.is_raised(text := texts.get("refresh-metrics-interval", "")):
+        yield f"--refresh-metrics-interval={text}: raised to the smallest that there is, 50ms"
+    if (text := texts.get("tls-min-version", "")) in values.OLD_TLS_VERSIONS:
+        yield f"--tls-min-version={text}: HTTP/2 takes TLS 1.2 at least, older versions are not offered"
+    if idle := [f"--{name}" for name in _OF_PODS if texts.get(name)]:
+        yield f"{', '.join(idle)}: without effect, endpoints come from a file"
+    if not secure and (idle := [f"--{name}" for name in _OF_TLS if texts.get(name)]):
+        yield f"{', '.join(idle)}: without effect with --secure-serving=false"
+
+
+def _notes_on(environment: Mapping[str, str]) -> Iterator[str]:
+    if unused := sorted(name for name in environment if name.startswith(_UNUSED_VARIABLES)):
+        yield f"environment: {', '.join(unused)} without effect: traces and latency prediction do not exist here yet"
 
 
 def _check(options: ServeOptions) -> None:
@@ -250,17 +279,29 @@ def _pairs(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
     for argument in rest:
         if not argument.strip():
             continue
-        if not argument.startswith("-") or argument in ("-", "--"):
+        if argument == "--":
+            for extra in filter(str.strip, rest):
+                raise ConfigError(f"{extra!r}: nothing is a flag after '--'; put flags before it")
+            return
+        written, equals, text = argument.removeprefix("-").removeprefix("-").partition("=")
+        if not argument.startswith("-") or not written or written.startswith("-"):
             raise ConfigError(f"{argument!r}: not a flag; flags look like --grpc-port=9002 (booleans need the '=': --secure-serving=false)")
-        written, equals, text = argument.lstrip("-").partition("=")
         name = _kebab(written)
-        if name in NOT_YET and (text.lower() if equals else "true") == NOT_YET[name]:
+        if name in NOT_YET and _is_false(text, default=not equals):
             continue
         if name not in FLAGS:
             raise ConfigError(_unknown(written, name))
         if not equals:
             text = "true" if FLAGS[name].parse is values.boolean else _next(rest, name)
         yield name, text
+
+
+def _is_false(text: str, *, default: bool) -> bool:
+    """Whether the value of a boolean is false; a bare one is true."""
+    try:
+        return not default and not values.boolean(text)
+    except ValueError:
+        return False
 
 
 def _next(rest: Iterator[str], name: str) -> str:

@@ -17,6 +17,7 @@ from epp.domain.facts import (
     Usage,
 )
 from epp.domain.kinds import AnswerFormat, Api, EndCause
+from epp.names import DEFAULT_FLOW
 
 _NO_MATCHES: Final[Mapping[str, PrefixMatch]] = MappingProxyType({})
 
@@ -46,6 +47,8 @@ class InferenceRequest:
     answer: AnswerFormat
     skip_response: bool
     """Nothing in the answer is of interest."""
+    flow: str
+    """Whose request it is, as its headers say."""
 
     def __init__(
         self,
@@ -62,6 +65,7 @@ class InferenceRequest:
         target_model: str = "",
         answer: AnswerFormat = AnswerFormat.JSON,
         skip_response: bool = False,
+        flow: str = DEFAULT_FLOW,
     ) -> None:
         self.api = api
         self.path = path
@@ -76,6 +80,7 @@ class InferenceRequest:
         self.target_model = target_model
         self.answer = answer
         self.skip_response = skip_response
+        self.flow = flow
 
     @property
     def served_model(self) -> str:

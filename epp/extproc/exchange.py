@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from enum import IntEnum, auto
 from types import MappingProxyType
 
-from epp.errors import BadRequestError, PayloadTooLargeError, ProtocolError, RequestError
+from epp.errors import BadRequestError, ProtocolError, RequestError
 from epp.extproc.answer import CHUNK_BYTES, Answer, chunks
 from epp.extproc.events import (
     Action,
@@ -42,7 +42,7 @@ from epp.extproc.events import (
     ResponseTrailers,
     Route,
 )
-from epp.extproc.gathering import Gathering
+from epp.extproc.gathering import BodyRoom, Gathering, too_large
 
 NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 _AT_THE_HEADERS = frozenset((BodyMode.STREAMED, BodyMode.NONE, BodyMode.BUFFERED_PARTIAL))
@@ -79,25 +79,30 @@ class Exchange:
         "_body",
         "_gathering",
         "_headers",
+        "_max_body_bytes",
         "_owed",
         "_owes_answer",
         "_request_mode",
         "_response_mode",
+        "_room",
         "_route",
         "_subset",
         "_trailers",
         "state",
     )
 
-    def __init__(self, max_body: int) -> None:
-        """A body of more than `max_body` bytes is rejected with 413 as soon as it is one byte too long."""
+    def __init__(self, max_body: int, room: BodyRoom) -> None:
+        """A body of more than `max_body` bytes is rejected with 413 as soon as it is one byte too long; 429 where all have no `room`."""
         self.state = State.EXPECT_REQUEST_HEADERS
-        self._gathering = Gathering(max_body)
+        self._max_body_bytes = max_body
+        self._room = room
         self._request_mode: BodyMode | None = None
         self._response_mode: BodyMode | None = None
         self._headers: Mapping[str, str] = NO_HEADERS
         self._subset: tuple[str, ...] | None = None
         self._attributes: bytes | None = None
+        self._gathering: Gathering | None = None
+        """Most bodies come in one message and need none."""
         self._body: bytes | None = None
         self._trailers = False
         self._owed: list[Reply] = []
@@ -179,6 +184,12 @@ class Exchange:
             return []
         return [self._reject(error)]
 
+    def abandon(self) -> None:
+        """Give back what the body takes of the room; whatever ends the stream, this has to be called."""
+        if self._gathering is not None:
+            self._gathering.drop()
+            self._gathering = None
+
     def release(self) -> Sequence[Reply]:
         """What is held of an answer, so that the stream can end with OK before the answer does. Empty where there is nothing."""
         return [] if self._answer is None or self.state is State.REJECTED else self._answer.release()
@@ -201,9 +212,18 @@ class Exchange:
     def _on_request_body(self, event: RequestBody) -> Sequence[Action]:
         if event.subset is not None:
             self._subset = event.subset
-        if event.data and not self._gathering.add(event.data):
-            return [self._reject(PayloadTooLargeError(f"request body exceeds the limit of {self._gathering.limit} bytes"))]
-        return self._pick(self._gathering.whole()) if event.end_of_stream else ()
+        gathering = self._gathering
+        if gathering is None:
+            if event.end_of_stream:
+                if len(event.data) > self._max_body_bytes:
+                    return [self._reject(too_large(self._max_body_bytes))]
+                return self._pick(event.data)
+            gathering = self._gathering = Gathering(self._max_body_bytes, self._room)
+        try:
+            gathering.add(event.data)
+        except RequestError as error:
+            return [self._reject(error)]
+        return self._pick(gathering.body()) if event.end_of_stream else ()
 
     def _on_buffered_body(self, event: RequestBody) -> Sequence[Action]:
         """All of it, whether or not trailers follow."""
@@ -214,7 +234,7 @@ class Exchange:
         if event.subset is not None:
             self._subset = event.subset
         self._trailers = True
-        return self._pick(self._gathering.whole() or None)
+        return self._pick(None if self._gathering is None else self._gathering.body() or None)
 
     def _on_trailers_without_body(self, event: RequestTrailers) -> Sequence[Action]:
         """The headers went on without a destination, and a reply to trailers cannot give one."""
@@ -281,7 +301,7 @@ class Exchange:
 
     def _pick(self, body: bytes | None, *, body_follows: bool = False) -> Sequence[Action]:
         pick = Pick(self._headers, self._subset, body, body_follows, self._attributes)
-        self._drop_request()
+        self._headers, self._subset, self._attributes = NO_HEADERS, None, None
         self.state = State.PICKING_BEFORE_BODY if body_follows else State.PICKING
         self._owes_answer = True
         self._body = body
@@ -292,6 +312,7 @@ class Exchange:
         if not self._owes_answer:
             raise RuntimeError("resolve() or reject() without a Pick to answer")
         self._owes_answer = False
+        self.abandon()
         return self.state in (State.PICKING, State.PICKING_BEFORE_BODY)
 
     def _one_reply_a_message(self) -> bool:
@@ -318,8 +339,8 @@ class Exchange:
     def _drop_request(self) -> None:
         """What was gathered is not needed any more; the stream may stay open for as long as the answer takes."""
         self._headers, self._subset, self._attributes, self._body = NO_HEADERS, None, None, None
-        self._gathering.drop()
         self._owed = []
+        self.abandon()
 
 
 _Handlers = dict[type[Event], Callable[..., Sequence[Action]]]

@@ -1,41 +1,70 @@
-"""The body of a request until it is whole: chunks kept together, up to a limit. Pure; one a stream, of its `exchange`."""
+"""Request bodies that come in more than one message: kept until they are whole, each and all together within a bound.
+
+Pure. One BodyRoom for all exchanges of a process; a Gathering belongs to one exchange, which drops it once.
+"""
 
 from io import BytesIO
+from typing import Final
+
+from epp.errors import PayloadTooLargeError, ResourceExhaustedError
+
+# All bodies that are still coming, together: slow clients with long prompts must not take the picker down with them.
+ALL_BODIES_BYTES: Final = 1 << 30
 
 
-class Gathering:
-    """The chunks so far."""
+class BodyRoom:
+    """What the bodies that are gathered now take, in bytes."""
 
-    __slots__ = ("_first", "_more", "_size", "limit")
+    __slots__ = ("limit", "taken")
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        """Bytes of the longest body."""
+        self.taken = 0
+
+
+class Gathering:
+    """One body, as far as it has come."""
+
+    __slots__ = ("_first", "_max_bytes", "_rest", "_room", "_size")
+
+    def __init__(self, max_bytes: int, room: BodyRoom) -> None:
+        self._max_bytes = max_bytes
+        self._room = room
         self._size = 0
-        self._first = b""
         # Not a list of chunks: a client that sends two bytes a chunk would make it weigh thirty times its body.
-        self._more: BytesIO | None = None
-        """All of it, from the second chunk on; most bodies come in one."""
+        self._first = b""
+        self._rest: BytesIO | None = None
+        """All of it, from the second chunk on."""
 
-    def add(self, data: bytes) -> bool:
-        """Keep a chunk; False: it is too much."""
-        before = self._size
-        self._size = before + len(data)
-        if self._size > self.limit:
-            return False
-        if not before:
+    def add(self, data: bytes) -> None:
+        """Keep a chunk. Raises RequestError where it is too much."""
+        self._size += len(data)
+        self._room.taken += len(data)
+        if self._size > self._max_bytes:
+            raise too_large(self._max_bytes)
+        if self._room.taken > self._room.limit:
+            raise ResourceExhaustedError("too many large request bodies are under way, try again later")
+        if not self._first:
             self._first = data
-        else:
-            if self._more is None:
-                self._more = BytesIO()
-                self._more.write(self._first)
-            self._more.write(data)
-        return True
+        elif data:
+            if self._rest is None:
+                self._rest = BytesIO()
+                self._rest.write(self._first)
+            self._rest.write(data)
 
-    def whole(self) -> bytes:
-        """What came, in one."""
-        return self._first if self._more is None else self._more.getvalue()
+    def body(self) -> bytes:
+        """What has come. Nothing is added afterwards, and the room stays taken until `drop`."""
+        body = self._first if self._rest is None else self._rest.getvalue()
+        self._first, self._rest = b"", None
+        return body
 
     def drop(self) -> None:
         """Nobody needs it any more."""
-        self._first, self._more = b"", None
+        self._room.taken -= self._size
+        self._size = 0
+        self._first, self._rest = b"", None
+
+
+def too_large(max_bytes: int) -> PayloadTooLargeError:
+    """The answer to a body beyond the limit."""
+    return PayloadTooLargeError(f"request body exceeds the limit of {max_bytes} bytes")

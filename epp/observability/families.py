@@ -78,6 +78,9 @@ def _deprecated(family: Metric, twin: Twin) -> Metric:
     return old
 
 
+# The label of all that have none of their own.
+OTHER = "other"
+
 # Longer than any model's name; clients choose them, and each is kept and stands on every page of metrics.
 MAX_LABEL_LENGTH = 256
 
@@ -94,6 +97,6 @@ class LabelLimit:
         if value in self._admitted or not value:
             return value
         if len(self._admitted) >= self._limit or len(value) > MAX_LABEL_LENGTH:
-            return "other"
+            return OTHER
         self._admitted.add(value)
         return value

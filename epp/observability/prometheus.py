@@ -1,30 +1,22 @@
 """What Prometheus is told: llm-d's families under both their names (spec/protocol.md 6.1-6.3, 6.6), and ours (`epp_...`).
 
-`PrometheusReporter` is a reporter over one CollectorRegistry; `serve` puts a registry on a port. The request families are
+`PrometheusReporter` is a reporter over one CollectorRegistry; `metrics_server` puts a registry on a port. The request families are
 in request_metrics.py. Only families that this picker has data for are there. A request costs about ten updates of series whose children are resolved once per model and
 endpoint. The series of an endpoint end with it, so `endpoint_removed` must be the last that is reported about one.
 """
 
-import logging
-import os
-import ssl
-import sys
-import threading
 from collections.abc import Sequence
 from typing import TypeVar, cast
-from wsgiref.simple_server import WSGIServer
 
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import CollectorRegistry
 
 from epp.domain import Decision, EndCause, Endpoint, EndpointId, InferenceRequest, ParityLoss, RequestEnd, TokenizedRequest, TokenState
-from epp.errors import ConfigError, InternalError, RequestError, ResourceExhaustedError, ServiceUnavailableError
+from epp.errors import InternalError, RequestError, ResourceExhaustedError, ServiceUnavailableError
 from epp.observability.families import Families, LabelLimit, Twin
 from epp.observability.instruments import Counter, Family, Gauge, Histogram
 from epp.observability.pool_metrics import PoolMetrics
 from epp.observability.request_metrics import TTFT_BUCKETS, RequestMetrics
 from epp.reporter import Reporter
-
-logger = logging.getLogger(__name__)
 
 _S = TypeVar("_S", Counter, Gauge, Histogram)
 
@@ -33,6 +25,9 @@ _AnyFamily = Family[Counter] | Family[Gauge] | Family[Histogram]
 # Bucket set B6 of spec/protocol.md 6, and the one of 6.6.
 SCHEDULER_BUCKETS: Sequence[float] = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
 STREAM_BUCKETS: Sequence[float] = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10, 30, 60, 120, 300, 600)
+
+# How an ext_proc stream ends whose request was answered, by somebody, or given up by its client.
+_NO_ERRORS = frozenset(("OK", "CANCELLED"))
 
 
 class PrometheusReporter(Reporter):
@@ -213,6 +208,8 @@ class PrometheusReporter(Reporter):
             self._streams.opened()
 
     def stream_closed(self, grpc_code: str, seconds: float) -> None:
+        if grpc_code not in _NO_ERRORS:
+            self._requests.stream_failed()
         if self._streams is not None:
             self._streams.closed(grpc_code, seconds)
 
@@ -339,57 +336,3 @@ def _go_name(grpc_code: str) -> str:
     """A gRPC status as Go spells it, and alerts on llm-d's metrics with it: INVALID_ARGUMENT is InvalidArgument."""
     special = {"OK": "OK", "CANCELLED": "Canceled"}
     return special.get(grpc_code) or "".join(word.capitalize() for word in grpc_code.split("_"))
-
-
-class MetricsServer:
-    """A registry on a port, served by prometheus_client's own threads until `close`."""
-
-    def __init__(self, server: WSGIServer, thread: threading.Thread) -> None:
-        self._server = server
-        self._serving = thread
-
-    @property
-    def port(self) -> int:
-        """The port it listens on; the one the system chose where 0 was asked for."""
-        return self._server.server_port
-
-    def close(self) -> None:
-        """Stop listening. Blocks for up to half a second."""
-        self._server.shutdown()
-        self._server.server_close()
-        self._serving.join()
-
-
-def serve(
-    registry: CollectorRegistry,
-    port: int,
-    host: str = "0.0.0.0",  # noqa: S104  # Prometheus asks from outside
-    *,
-    cert_dir: str = "",
-    client_ca: str = "",
-) -> MetricsServer:
-    """Serve the registry over HTTP, or over TLS to clients of `client_ca` where `cert_dir` has tls.crt and tls.key.
-
-    Raises ConfigError where the port or a file cannot be had.
-    """
-    certificate, key = (f"{cert_dir}/tls.crt", f"{cert_dir}/tls.key") if cert_dir else (None, None)
-    for path in (certificate, key, client_ca or None):
-        if path is not None and not os.access(path, os.R_OK):
-            raise ConfigError(f"--metrics-cert-dir, --metrics-client-ca-file: {path}: cannot be read")
-    try:
-        server, thread = start_http_server(port, host, registry, certificate, key, client_ca or None, client_auth_required=bool(cert_dir))
-    except ssl.SSLError as error:
-        raise ConfigError(f"--metrics-cert-dir={cert_dir}: not a usable certificate, key and CA: {error.reason}") from None
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise ConfigError(f"--metrics-port: cannot listen on {host}:{port}: {reason}; give a free port, or 0 for any") from None
-    if isinstance(server.socket, ssl.SSLSocket):
-        # prometheus_client shakes hands where it accepts: a client that says nothing would hold up the others, and the end of the process.
-        server.socket.do_handshake_on_connect = False  # type: ignore[attr-defined]  # typeshed does not know it
-        # The handshake now fails in a handler, whose default is to print a trace.
-        server.handle_error = _refused  # type: ignore[method-assign, assignment]  # prometheus_client takes no server class
-    return MetricsServer(server, thread)
-
-
-def _refused(_request: object, client: object) -> None:
-    logger.debug("/metrics: no TLS connection with %s: %s", client, sys.exc_info()[1])

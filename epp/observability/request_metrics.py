@@ -1,17 +1,18 @@
-"""llm-d's request families under both their names (spec/protocol.md 6.1): counted per model, from decision to end.
+"""llm-d's request families under both their names (spec/protocol.md 6.1): counted per model and flow, from decision to end.
 
 `RequestMetrics` belongs to the Prometheus reporter and is called by it on the event loop. What only answers tell (tokens,
 times between them) is there where answers go through ext_proc; durations and sizes come from the access log as well.
-The children that every request updates are resolved once per model.
+The children that every request updates are resolved once per model and flow.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from epp import names
 from epp.domain import EndCause, InferenceRequest, RequestEnd, Usage
 from epp.errors import RequestError
-from epp.observability.families import Families, LabelLimit, Twin
+from epp.observability.families import OTHER, Families, LabelLimit, Twin
 from epp.observability.instruments import Counter, Gauge, Histogram
 
 # Bucket sets B1 to B5 of spec/protocol.md 6; 32778 is llm-d's own spelling of 32768, and dashboards select by it.
@@ -38,16 +39,22 @@ RESPONSE_PROCESSING_BUCKETS: Sequence[float] = (
 
 MODEL_LABELS: Final = ("model_name", "target_model_name")
 REQUEST_LABELS: Final = (*MODEL_LABELS, "fairness_id", "priority")
-# Values of the last two until flows and objectives exist: what llm-d gives a request that names neither.
-NO_FLOW: Final = ("default-flow", "0")
+# Until objectives exist: what llm-d gives a request that names none.
+NO_PRIORITY: Final = "0"
+
+# Clients choose models, rewritten models and flows; so many different combinations have series of their own.
+MAX_SERIES: Final = 2000
 
 # error_code of an answer that the model server, not the picker, made an error.
 MODEL_SERVER_ERROR: Final = "ModelServerError"
 
+# error_code of a stream that ended with a gRPC status: the client gets what the data plane makes of it, mostly 500.
+UNKNOWN_ERROR: Final = "Unknown"
+
 
 @dataclass(slots=True)
 class Series:
-    """The labels of one model, and those children that every request updates."""
+    """The labels of one model and flow, and those children that every request updates."""
 
     model: str
     target: str
@@ -67,7 +74,8 @@ class RequestMetrics:
     def __init__(self, families: Families, models: LabelLimit) -> None:
         """`models` limits the names that become labels."""
         self._models = models
-        self._by_model: dict[tuple[str, str], Series] = {}
+        self._flows = LabelLimit()
+        self._series: dict[tuple[str, str, str], Series] = {}
         self._make_families(families)
         self._make_token_families(families)
 
@@ -148,6 +156,10 @@ class RequestMetrics:
         """It ended with an answer of ours."""
         self._errors.labels(*self.of(request).labels, error.code).inc()
 
+    def stream_failed(self) -> None:
+        """Its stream ended with an error: a bug of ours, or a data plane that broke the protocol."""
+        self._errors.labels(*self.of(None).labels, UNKNOWN_ERROR).inc()
+
     def chunks_came(self, request: InferenceRequest, gaps_s: Sequence[float]) -> None:
         """Chunks of a streamed answer."""
         observe = self._itl.labels(*self.of(request).labels).observe
@@ -196,15 +208,18 @@ class RequestMetrics:
             self._tpot.labels(*series.labels).observe((end.last_chunk_s - end.first_chunk_s) / (usage.completion_tokens - 1))
 
     def of(self, request: InferenceRequest | None) -> Series:
-        """The series of a request's model; of no model where the request could not be read."""
-        model, target = ("", "") if request is None else (request.model, request.served_model)
-        series = self._by_model.get((model, target))
+        """The series of a request's model and flow; of no model where the request could not be read."""
+        model, target, flow = ("", "", names.DEFAULT_FLOW) if request is None else (request.model, request.served_model, request.flow)
+        series = self._series.get((model, target, flow))
+        if series is not None:
+            return series
+        model, target, flow = self._models.admit(model), self._models.admit(target), self._flows.admit(flow)
+        if len(self._series) >= MAX_SERIES and (model, target, flow) not in self._series:
+            model, target, flow = (value and OTHER for value in (model, target, flow))
+        series = self._series.get((model, target, flow))
         if series is None:
-            model, target = self._models.admit(model), self._models.admit(target)
-            series = self._by_model.get((model, target))
-        if series is None:
-            labels = (model, target, *NO_FLOW)
-            series = self._by_model[model, target] = Series(
+            labels = (model, target, flow, NO_PRIORITY)
+            series = self._series[model, target, flow] = Series(
                 model,
                 target,
                 labels,

@@ -129,6 +129,10 @@ class Director:
             if body is None and not body_follows:
                 return self._route(self._pick_without_body(headers, subset), picking)
             request = picking.request = _unread(headers) if body is None else self._parse(headers, body)
+            for name in names.FAIRNESS_ID_HEADERS:
+                if name in headers:
+                    request.flow = headers[name] or request.flow
+                    break
             if body is not None and request.target_model:
                 picking.forwarded = with_model(body, request.target_model)
             picking.candidates = self._candidates(subset)  # an empty pool answers before anything is tokenized
@@ -198,15 +202,17 @@ class Director:
         started = self._now()
         decision_id, request_id = self._new_decision_id(), picking.headers.get(names.REQUEST_ID) or self._new_request_id()
         cycle = Cycle(request, tokens, picking.candidates, started, self._rng)
+        only_if_cached = names.PREFER in picking.headers and _only_if_cached(picking.headers[names.PREFER])
+        schedule = self._scheduler.schedule
         try:
-            decision = self._scheduler.schedule(cycle, decision_id=decision_id, request_id=request_id)
+            decision = schedule(cycle, decision_id=decision_id, request_id=request_id, only_if_cached=only_if_cached)
         except ResourceExhaustedError:
             listed = self._among_subset(self._snapshot().listed, picking.subset)
             if len(listed) == len(picking.candidates):
                 raise
             # Of those that take connections none will do, as where all that decode take none: the fault may be ours.
             cycle = Cycle(request, tokens, listed, started, self._rng)
-            decision = self._scheduler.schedule(cycle, decision_id=decision_id, request_id=request_id)
+            decision = schedule(cycle, decision_id=decision_id, request_id=request_id, only_if_cached=only_if_cached)
         decision.duration_s = self._now() - started
         return decision
 
@@ -278,6 +284,14 @@ def _unread(headers: Mapping[str, str]) -> InferenceRequest:
     """What is known of a request before its body: routed by load alone."""
     path = headers.get(names.PATH_HEADERS[0], names.DEFAULT_PATH)
     return InferenceRequest(Api.OPAQUE, path.partition("?")[0], "", None, size_bytes=0)
+
+
+def _only_if_cached(preferences: str) -> bool:
+    """Whether one of a comma list of preferences, each perhaps with a value and parameters, is "if-available" (spec/protocol.md 1.4.1)."""
+    for preference in preferences.split(","):
+        if preference.partition(";")[0].partition("=")[0].strip().lower() == names.IF_AVAILABLE:
+            return True
+    return False
 
 
 def _totals(result: ProfileResult) -> Mapping[str, float] | None:

@@ -10,7 +10,7 @@ to the reporter and the request goes on without it; what a failing filter, score
 from collections.abc import Iterable, Mapping, Sequence
 
 from epp.domain import Decision, DecisionId, EndpointId, ProfileResult, RequestEnd
-from epp.errors import InternalError, RequestError, ResourceExhaustedError
+from epp.errors import InternalError, PreconditionFailedError, RequestError, ResourceExhaustedError
 from epp.reporter import Reporter
 from epp.scheduling.interfaces import Cycle, EndObserver, EndpointObserver, PrefillObserver, PreRequest, Producer, ProfileHandler
 from epp.scheduling.profile import Profile
@@ -46,10 +46,11 @@ class Scheduler:
         self._endpoint_observers = tuple(plugin for plugin in plugins if isinstance(plugin, EndpointObserver))
         self._reporter = reporter
 
-    def schedule(self, cycle: Cycle, *, decision_id: DecisionId, request_id: str) -> Decision:
+    def schedule(self, cycle: Cycle, *, decision_id: DecisionId, request_id: str, only_if_cached: bool = False) -> Decision:
         """Choose for one request, and count it against the choice before returning.
 
-        Raises RequestError: ResourceExhaustedError where a profile has no candidate left or no profile ran.
+        Raises RequestError: ResourceExhaustedError where a profile has no candidate left or no profile ran; PreconditionFailedError
+        where the request is to be served `only_if_cached` and the choice is not known to hold any of its prefix.
         """
         for producer in self._producers:
             try:
@@ -68,6 +69,8 @@ class Scheduler:
             cycle.endpoints,
             cycle.now,
         )
+        if only_if_cached and not _holds_prefix(decision, cycle.position[decision.endpoint.id]):
+            raise PreconditionFailedError("no decode worker has the requested KV cache")
         for plugin in self._pre_requests:
             try:
                 plugin.decided(cycle, decision)
@@ -132,3 +135,8 @@ class Scheduler:
                 plugin.endpoint_removed(endpoint)
             except Exception as error:  # noqa: BLE001  # as above
                 self._reporter.plugin_failed(plugin.name, error)
+
+
+def _holds_prefix(decision: Decision, position: int) -> bool:
+    """Whether any producer knows the endpoint at this place among the candidates to hold a block of the prompt."""
+    return any(match.matched_tokens[position] > 0 for match in decision.prefix.values())

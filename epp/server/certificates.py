@@ -66,7 +66,12 @@ class Pair:
     certificate: bytes
     key: bytes
     expires_at: float
-    """Unix seconds; that of the first certificate of the chain."""
+    """Unix seconds; this and the names are those of the first certificate of the chain."""
+    names: tuple[str, ...]
+    """Hosts it is for."""
+
+    def __str__(self) -> str:
+        return f"for {', '.join(self.names) or 'no host'}, valid until {_day(self.expires_at)}"
 
 
 class Certificates:
@@ -87,6 +92,11 @@ class Certificates:
         else:
             self._seen, self._pair = _read(settings.cert_path)
         self._use(self._pair)
+
+    def __str__(self) -> str:
+        """What peers are shown, in words."""
+        whose = "a generated certificate" if self._settings.cert_path is None else f"the certificate in {self._settings.cert_path},"
+        return f"{whose} {self._pair}"
 
     def grpc_credentials(self) -> grpc.ServerCredentials:
         """The same for grpc.aio, which asks again at each handshake. Raises ConfigError for settings that gRPC has no place for."""
@@ -110,7 +120,7 @@ class Certificates:
                     continue
                 taken, pair = await asyncio.to_thread(_read, folder)
                 self._use(pair)
-                logger.info("%s: a new certificate is in use, valid until %s", folder, _day(pair.expires_at))
+                logger.info("%s: a new certificate is in use, %s", folder, pair)
             except (OSError, ConfigError) as error:
                 taken = seen
                 self._complain(str(error) if isinstance(error, ConfigError) else f"--cert-path={folder}: {error.strerror}")
@@ -152,7 +162,7 @@ def generate(names: tuple[str, ...], *, rsa_key: bool, now: datetime) -> Pair:
         .sign(key, hashes.SHA256())
     )
     private = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    return Pair(certificate.public_bytes(serialization.Encoding.PEM), private, expires.timestamp())
+    return Pair(certificate.public_bytes(serialization.Encoding.PEM), private, expires.timestamp(), names)
 
 
 def _read(folder: Path) -> tuple[_Identity, Pair]:
@@ -171,7 +181,7 @@ def _read(folder: Path) -> tuple[_Identity, Pair]:
             ) from None
     certificate, key = files
     try:
-        expires = x509.load_pem_x509_certificate(certificate).not_valid_after_utc.timestamp()
+        first = x509.load_pem_x509_certificate(certificate)
     except ValueError:
         raise ConfigError(f"--cert-path={folder}: {CERTIFICATE_FILE} holds no certificate in PEM") from None
     try:
@@ -179,13 +189,22 @@ def _read(folder: Path) -> tuple[_Identity, Pair]:
     except (ValueError, TypeError) as error:
         reason = "is encrypted; give the key without a passphrase" if isinstance(error, TypeError) else "holds no private key in PEM"
         raise ConfigError(f"--cert-path={folder}: {KEY_FILE} {reason}") from None
-    pair = Pair(certificate, key, expires)
+    pair = Pair(certificate, key, first.not_valid_after_utc.timestamp(), _hosts(first))
     try:
         # Never the context in use: one that refuses a pair has already taken half of it.
         _load(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), pair)
     except ssl.SSLError as error:
         raise ConfigError(f"--cert-path={folder}: {CERTIFICATE_FILE} and {KEY_FILE} do not make a pair ({error.reason})") from None
     return identity, pair
+
+
+def _hosts(certificate: x509.Certificate) -> tuple[str, ...]:
+    """Its alternative names. Peers look at nothing else, and what cannot be read is none."""
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except (x509.ExtensionNotFound, ValueError):
+        return ()
+    return (*names.get_values_for_type(x509.DNSName), *map(str, names.get_values_for_type(x509.IPAddress)))
 
 
 def _identity(folder: Path) -> _Identity:

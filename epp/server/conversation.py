@@ -14,6 +14,7 @@ from epp.errors import EppError, RequestError
 from epp.extproc import codec
 from epp.extproc.events import Pick, Reject, Reply, Route
 from epp.extproc.exchange import Exchange
+from epp.extproc.gathering import BodyRoom
 from epp.reporter import Reporter
 from epp.server.interfaces import RequestDirector
 
@@ -40,6 +41,8 @@ class Context:
     """Monotonic seconds."""
     logs: Container[str]
     """Hosts of the data planes that have an access-log stream open to us."""
+    room: BodyRoom
+    """For the bodies that are still coming."""
 
 
 class Conversation:
@@ -69,7 +72,7 @@ class Conversation:
         self._now = context.now
         self._logs = context.logs
         self._host = host
-        self._exchange = Exchange(context.max_body)
+        self._exchange = Exchange(context.max_body, context.room)
         self._decision_id: DecisionId | None = None
         self._routing = False
         """What was returned last lets the request go on."""
@@ -147,9 +150,10 @@ class Conversation:
         """The stream is over, any way. Once."""
         if self.waiting is not None and isinstance(self.waiting, Coroutine):  # None first: an ABC costs half a microsecond
             self.waiting.close()  # nobody will await it
+        exchange = self._exchange
+        exchange.abandon()
         if self._decision_id is None:
             return
-        exchange = self._exchange
         if exchange.response_seen:
             self._reporter.response_processed(self._answering_s)
         self._director.stream_closed(

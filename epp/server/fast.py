@@ -6,13 +6,17 @@ Everything runs on one event loop; `start` and `stop` are for the composition ro
 
 import asyncio
 import contextlib
+import logging
 import ssl
 from collections.abc import Mapping
+from functools import partial
 
 from epp.server import ports
 from epp.server.fast_connection import Connection, Shared
 from epp.server.limits import Limits
 from epp.server.service import Handler, Service
+
+logger = logging.getLogger(__name__)
 
 # Peers that do not read their last frames are not waited for longer.
 LAST_WORDS_S = 0.5
@@ -83,7 +87,8 @@ class FastServer:
             changed=self._changed.set,
         )
         listening = ports.listen(self._host, port, flag)
-        self._listeners.append(await asyncio.get_running_loop().create_server(lambda: Connection(shared), sock=listening, ssl=tls))
+        accept = partial(_accept_tls if tls else Connection, shared)
+        self._listeners.append(await asyncio.get_running_loop().create_server(accept, sock=listening, ssl=tls))
         self._shared.append(shared)
         bound: int = listening.getsockname()[1]
         return bound
@@ -98,3 +103,19 @@ class FastServer:
                 while any(shared.connections or shared.tasks for shared in self._shared):
                     self._changed.clear()
                     await self._changed.wait()
+
+
+def _accept_tls(shared: Shared) -> Connection:
+    """A connection whose handshake is still to come. Where none does, asyncio drops it without a word to anybody."""
+    connection = Connection(shared)
+    # The timer holds `shared` alone: what never became a connection may go at once.
+    connection.impatience = asyncio.get_running_loop().call_later(shared.limits.handshake_s, _no_handshake, shared)
+    return connection
+
+
+def _no_handshake(shared: Shared) -> None:
+    problem = (
+        "a connection brought no TLS handshake: a TCP probe, or a peer that speaks plaintext where TLS is expected; "
+        "give its cluster in Envoy a transport_socket, or epp --secure-serving=false"
+    )
+    logger.log(shared.repeats.level(problem), problem)

@@ -95,12 +95,16 @@ class Connection(asyncio.Protocol):
         self._asked = False
         self._keepalive: asyncio.TimerHandle | None = None
         self.host = ""
+        self.impatience: asyncio.TimerHandle | None = None
+        """Of who waits for the TLS handshake, before which nothing else is called."""
 
     # --- asyncio.Protocol -----------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """The socket is there, after the TLS handshake if there is one. asyncio and uvloop set TCP_NODELAY."""
         self._transport = cast("asyncio.Transport", transport)  # uvloop's is none by inheritance
+        if self.impatience is not None:
+            self.impatience.cancel()
         self._shared.connections.add(self)
         peer = transport.get_extra_info("peername")
         self.host = str(peer[0]).removeprefix("::ffff:") if peer else ""

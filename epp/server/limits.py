@@ -35,6 +35,8 @@ class Limits:
     """A peer that is silent for so long is asked for a sign of life ..."""
     keepalive_timeout_s: float = 10.0
     """... and given up after so long without one."""
+    handshake_s: float = 5.0
+    """Where TLS is spoken: a connection without a handshake by then is told of in the log."""
 
 
 class Allowance:

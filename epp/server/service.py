@@ -20,6 +20,7 @@ from typing import ClassVar, Protocol
 from epp import names
 from epp.errors import ProtocolError
 from epp.extproc import access_log
+from epp.extproc.gathering import ALL_BODIES_BYTES, BodyRoom
 from epp.reporter import Reporter
 from epp.server import health as health_service
 from epp.server.conversation import Context, Conversation, StreamGoneError, TaskConversation
@@ -74,7 +75,9 @@ class Service:
         self._open: set[TaskConversation | LiveExchange] = set()
         self._finishing = False
         self._loggers: Counter[str] = Counter()
-        self._context = Context(director, reporter, max_body, now, self._loggers)
+        self.room = BodyRoom(max(ALL_BODIES_BYTES, max_body))
+        """For the request bodies that are still coming."""
+        self._context = Context(director, reporter, max_body, now, self._loggers, self.room)
         self._log_tasks: set[asyncio.Task[object]] = set()
         self.repeats = Repeats()
         self.health_methods: Mapping[str, Handler] = {

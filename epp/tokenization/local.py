@@ -42,6 +42,10 @@ INLINE_BYTES: Final = 48 * 1024
 # Steps a template may take on the event loop; one that needs more starts again in the executor.
 INLINE_STEPS: Final = 20_000
 
+_SCRATCH_PREFIX: Final = "epp-tokenizer-"
+# Container runtimes mount it writable whatever the root is; the largest tokenizer.json takes half of its 64 MiB.
+_MEMORY_FOLDER: Final = "/dev/shm"  # noqa: S108  # only a folder of our own is made in it
+
 # Fields that often differ between requests with the same prompt, and never shape it.
 _UNSHAPING: Final = frozenset(("stream", "stream_options", "temperature", "top_p", "seed", "user", "metadata", "request_id"))
 
@@ -108,6 +112,14 @@ class _Loaded:
     """Model type whose chats are rendered by code; None: by a template."""
 
 
+def _scratch_folder() -> tempfile.TemporaryDirectory[str]:
+    """A place for one file while it is loaded. Pods may have a read-only root and no /tmp; memory that can be written they have."""
+    try:
+        return tempfile.TemporaryDirectory(prefix=_SCRATCH_PREFIX)
+    except FileNotFoundError:
+        return tempfile.TemporaryDirectory(prefix=_SCRATCH_PREFIX, dir=_MEMORY_FOLDER)
+
+
 class LocalTokenizer:
     """The tokenizer of one model in this process."""
 
@@ -129,7 +141,7 @@ class LocalTokenizer:
         """Load and prove the tokenizer, some seconds. Raises TokenizerError."""
         self._executor = executor
         try:
-            with tempfile.TemporaryDirectory(prefix="epp-tokenizer-") as scratch:
+            with _scratch_folder() as scratch:
                 await self._start_in(Path(scratch))
         except OSError as error:
             raise TokenizerError(f"{self._name}: a temporary folder is needed to load the tokenizer: {error}") from None

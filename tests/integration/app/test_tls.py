@@ -43,6 +43,7 @@ async def test_without_files(endpoints: Path, transport: str) -> None:
         stream.send(REST, end=True)
         assert await routed(stream) == "127.0.0.1:8000"
         assert await stream.ended() == (Status.OK, "")
+        assert f"serves on port {picker.grpc_port} with a generated certificate for localhost" in picker.log()
         assert await health(picker.grpc_port, EXT_PROC, tls=True) == {EXT_PROC: "SERVING"}
         assert await health(picker.health_port, EXT_PROC) == {EXT_PROC: "SERVING"}
 

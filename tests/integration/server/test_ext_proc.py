@@ -188,6 +188,19 @@ async def test_a_body_over_the_limit(rig: Rig) -> None:
     assert isinstance(error, PayloadTooLargeError)
 
 
+async def test_bodies_that_never_end(rig: Rig) -> None:
+    """Together they take no more than a bound: who goes beyond gets 429, and it is given back when their clients leave."""
+    rig.service.room.limit = 5_500_000
+    stays, comes_late = rig.open(), rig.open()
+    await stays.send(request_headers(), *[request_body(bytes(1_000_000))] * 4)
+    await eventually(lambda: rig.service.room.taken == 4_000_000)
+    await comes_late.send(request_headers(), *[request_body(bytes(1_000_000))] * 2)
+    assert summary(await comes_late.receive(9)) == ["immediate 429"]
+    await still_serves(rig)
+    stays.call.cancel()
+    await eventually(lambda: rig.service.room.taken == 0)
+
+
 async def test_concurrent_streams_do_not_mix(rig: Rig) -> None:
     """Interleaved streams on one connection each get their own body and decision back."""
 

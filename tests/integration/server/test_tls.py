@@ -13,18 +13,19 @@ import pytest
 from epp import names
 from epp.reporter import Reporter
 from epp.server.certificates import Certificates, TlsSettings
+from epp.server.limits import Limits
 from epp.server.status import Status
 from epp.testing.waiting import eventually
 from tests.integration.server.h2_peer import connect
 from tests.integration.server.messages import bodies, request_body, request_headers
-from tests.integration.server.rig import EnvoyStream, Rig
+from tests.integration.server.rig import FAST_ONLY, EnvoyStream, Rig
 
 
 @contextlib.asynccontextmanager
-async def secure(rig: Rig, health_port: int | None = None) -> AsyncIterator[tuple[int, int | None]]:
+async def secure(rig: Rig, health_port: int | None = None, limits: Limits | None = None) -> AsyncIterator[tuple[int, int | None]]:
     """A server with a generated certificate; its ports."""
     certificates = Certificates(TlsSettings(), Reporter(), names=("localhost",), wall_clock=time.time)
-    server = rig.new_server(0, health_port, tls=certificates)
+    server = rig.new_server(0, health_port, tls=certificates, limits=limits)
     await server.start()
     try:
         yield server.port, server.health_port
@@ -80,3 +81,22 @@ async def test_plaintext_to_the_secure_port(rig: Rig) -> None:
         async with connect(port, tls=client_context("h2")) as peer:
             assert await peer.request(request_headers(end_of_stream=True), end=True).ended() == (Status.OK, "")
             await eventually(lambda: rig.notes.codes == ["OK"])
+
+
+@FAST_ONLY
+async def test_plaintext_to_the_secure_port_is_told(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    """Whoever forgot TLS in Envoy's cluster finds the reason here, once; who shakes hands in time is not meant."""
+    async with secure(rig, limits=Limits(handshake_s=0.05)) as (port, _), connect(port, tls=client_context("h2")) as peer:
+        assert await peer.request(request_headers(end_of_stream=True), end=True).ended() == (Status.OK, "")
+        await asyncio.wait_for(told_after_plaintext(port, caplog), 10)
+    assert [record.levelname for record in caplog.records if "no TLS handshake" in record.message] == ["WARNING"]
+    assert "--secure-serving=false" in caplog.text
+
+
+async def told_after_plaintext(port: int, caplog: pytest.LogCaptureFixture) -> None:
+    """Speak HTTP/2 without TLS, until the log has it."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+    await eventually(lambda: "no TLS handshake" in caplog.text)
+    assert await reader.read() == b""
+    writer.close()

@@ -170,6 +170,13 @@ async def test_a_mounted_secret_is_followed(tmp_path: Path) -> None:
     following.cancel()
 
 
+def test_the_log_can_say_what_peers_are_shown(tmp_path: Path) -> None:
+    """Whose certificate, for which hosts and until when: what one looks for when a gateway does not connect."""
+    write(tmp_path, A.certificate, A.key)
+    assert str(certificates(TlsSettings(tmp_path))) == f"the certificate in {tmp_path}, for a.example, valid until 2036-11-20"
+    assert str(certificates(TlsSettings())).startswith("a generated certificate for pod-1, valid until 20")
+
+
 async def test_files_are_left_alone_unless_asked_to_follow(tmp_path: Path) -> None:
     """Without --enable-cert-reload the task ends at once."""
     write(tmp_path, A.certificate, A.key)

@@ -85,7 +85,8 @@ def test_trouble_of_the_host_costs_tokens_not_service(
     """A full disk or a broken installation is one error line; the picker goes on without tokens."""
     match trouble:
         case "no temporary folder":
-            monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "none"))
+            (tmp_path / "file").touch()
+            monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "file"))
         case "no child process":
             monkeypatch.setattr(sys, "executable", str(tmp_path / "no-python"))
         case "an answer nobody can read":
@@ -99,6 +100,20 @@ def test_trouble_of_the_host_costs_tokens_not_service(
     assert answer.reason == "tokenizer_failed"
     (line,) = [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
     assert str(recorded_folder) in line
+
+
+def test_a_read_only_root_costs_no_tokens(
+    recorded_folder: Path, recorded: Tokenization, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """KServe's pods have no folder for temporary files, but shared memory: that does, and nothing is left there."""
+
+    def nowhere() -> str:
+        raise FileNotFoundError("No usable temporary directory found")
+
+    monkeypatch.setattr("tempfile.gettempdir", nowhere)
+    monkeypatch.setattr("epp.tokenization.local._MEMORY_FOLDER", str(tmp_path))
+    assert tokens(started(LocalTokenizerConfig(path=str(recorded_folder)))) == tokens(recorded)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_where_fastokens_differs_tokenizers_serves(

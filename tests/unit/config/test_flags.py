@@ -1,6 +1,7 @@
 """The command line: Go syntax, llm-d's names, clear refusals, and the argument lists of those who start pickers."""
 
 import json
+import ssl
 from dataclasses import fields
 from pathlib import Path
 
@@ -33,10 +34,16 @@ def changed(options: ServeOptions) -> dict[str, object]:
         (["--disable-endpoint-subset-filter", "--v=4"], {"disable_endpoint_subset_filter": True, "v": 4}),
         (["--secure-serving=F"], {"secure_serving": False}),
         (["--refresh-metrics-interval=100ms"], {"refresh_metrics_interval": 0.1}),
-        (["--refresh-metrics-interval=1ms"], {}),
+        (["--grpc-port=9", "--", ""], {"grpc_port": 9}),
+        (["--zap-encoder=JSON", "--zap-log-level=Info"], {"zap_encoder": "json", "zap_log_level": "info"}),
+        (["--v=-1"], {}),
+        (["--v=+4"], {"v": 4}),
         (["--max-request-body", "10MiB"], {"max_request_body": 10 << 20}),
         (["--tls-cipher-suites=TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256"], {"tls_cipher_suites": ("ECDHE-RSA-AES128-GCM-SHA256",)}),
+        (["--tls-cipher-suites=TLS_AES_128_GCM_SHA256"], {"tls_min_version": ssl.TLSVersion.TLSv1_3}),
+        (["--tls-cipher-suites= ,"], {}),
         (["--ha-enable-leader-election=false"], {}),
+        (["-haEnableLeaderElection=F"], {}),
     ],
 )
 def test_go_syntax_is_understood(arguments: list[str], expected: dict[str, object]) -> None:
@@ -61,6 +68,31 @@ def test_an_empty_value_is_a_value() -> None:
 
 
 @pytest.mark.parametrize(
+    "flag",
+    [
+        "grpc-max-recv-msg-size",
+        "grpc-max-send-msg-size",
+        "tls-min-version",
+        "tls-cipher-suites",
+        "cert-path",
+        "endpoint-selector",
+        "endpoint-target-ports",
+        "model-server-metrics-scheme",
+        "model-server-metrics-path",
+    ],
+)
+def test_an_empty_value_is_the_default_where_llm_d_s_is_empty(flag: str) -> None:
+    """So a chart that passes on what nobody has set starts, and nothing is said about it."""
+    assert changed(parse([*MINIMUM, f"--{flag}="])) == changed(parse(MINIMUM))
+
+
+def test_target_ports_that_repeat_count_once() -> None:
+    """As with llm-d, in the order they are given."""
+    arguments = ["--endpoint-selector=app=vllm", "--endpoint-target-ports=8001,8000,8001,1,2,3,4,5,6"]
+    assert parse([*MINIMUM, *arguments]).endpoint_target_ports == (8001, 8000, 1, 2, 3, 4, 5, 6)
+
+
+@pytest.mark.parametrize(
     ("environment", "expected"),
     [
         ({}, ("default", "")),
@@ -81,7 +113,15 @@ def test_the_environment_fills_in(environment: dict[str, str], expected: tuple[s
     [
         ([*MINIMUM, "--grpc-prot=9"], "--grpc-prot: unknown flag, did you mean --grpc-port?"),
         ([*MINIMUM, "--ha-enable-leader-election"], "--ha-enable-leader-election: known, not supported yet"),
+        ([*MINIMUM, "--ha-enable-leader-election=maybe"], "--ha-enable-leader-election: known, not supported yet"),
+        ([*MINIMUM, "--", "--v=4"], "'--v=4': nothing is a flag after '--'; put flags before it"),
+        ([*MINIMUM, "---v=4"], "'---v=4': not a flag"),
+        ([*MINIMUM, "-"], "'-': not a flag"),
+        ([*MINIMUM, "--=4"], "'--=4': not a flag"),
         ([*MINIMUM, "--grpc-port=70000"], "--grpc-port: '70000': expected a port"),
+        ([*MINIMUM, "--grpc-max-recv-msg-size=0"], "--grpc-max-recv-msg-size: '0': must be between 1 byte and 2147483647 bytes"),
+        ([*MINIMUM, "--grpc-max-recv-msg-size=2Gi"], "--grpc-max-recv-msg-size: '2Gi': must be between 1 byte and 2147483647 bytes"),
+        ([*MINIMUM, "--max-request-body=0"], "--max-request-body: '0': must be between 1 byte and"),
         ([*MINIMUM, "--drain-timeout=30"], "--drain-timeout: '30': must be a duration"),
         ([*MINIMUM, "--drain-timeout=-1s"], "--drain-timeout: '-1s': must not be negative"),
         ([*MINIMUM, "--metrics-staleness-threshold=0s"], "--metrics-staleness-threshold: '0s': must be above 0s"),
@@ -123,6 +163,12 @@ def test_a_wrong_command_line_is_refused_with_its_remedy(arguments: list[str], s
             "--metrics-endpoint-auth=true: /metrics asks for no token; to protect it give --metrics-cert-dir and --metrics-client-ca-file",
         ),
         ("--allow-experimental-plugins", "--allow-experimental-plugins=true: no plugin here is experimental"),
+        ("--refresh-metrics-interval=1ms", "--refresh-metrics-interval=1ms: raised to the smallest that there is, 50ms"),
+        ("--refresh-metrics-interval=50ms", None),
+        ("--tls-min-version=VersionTLS10", "--tls-min-version=VersionTLS10: HTTP/2 takes TLS 1.2 at least, older versions are not offered"),
+        ("--tls-min-version=VersionTLS12", None),
+        ("--pool-namespace=serving", "--pool-namespace: without effect, endpoints come from a file"),
+        ("--pool-name=serving", None),
     ],
 )
 def test_what_has_no_effect_is_told(argument: str, note: str | None) -> None:
@@ -130,15 +176,35 @@ def test_what_has_no_effect_is_told(argument: str, note: str | None) -> None:
     assert parse([*MINIMUM, argument]).notes == (() if note is None else (note,))
 
 
-@pytest.mark.parametrize(("text", "size"), [("10", 10), ("10MiB", 10 << 20), ("25MB", 25_000_000), ("4Gi", 4 << 30), ("5k", 5000)])
+def test_a_certificate_without_tls_is_told() -> None:
+    """Whoever turns TLS off and asks for a certificate gets one line that says what counts."""
+    arguments = ["--secure-serving=false", "--cert-path=/tls", "--enable-cert-reload", "--tls-cipher-suites="]
+    assert parse([*MINIMUM, *arguments]).notes == ("--cert-path, --enable-cert-reload: without effect with --secure-serving=false",)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("10", 10),
+        ("10MiB", 10 << 20),
+        ("25MB", 25_000_000),
+        ("4Gi", 4 << 30),
+        ("5k", 5000),
+        ("1.5Mi", 3 << 19),
+        ("1.5", 2),
+        ("2Ti", 2 << 40),
+        ("1e6", 1_000_000),
+        ("64b", 64),
+    ],
+)
 def test_sizes_are_quantities(text: str, size: int) -> None:
     """Kubernetes quantities, with or without the trailing B."""
     assert flag_values.size(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "-1", "1.5", "MiB", "10 MB", "10MMB"])
+@pytest.mark.parametrize("text", ["", "-1", "MiB", "10 MB", "10MMB", "10mib", "1e999999999", "٣"])
 def test_what_is_no_size_is_refused(text: str) -> None:
-    """Whole, non-negative numbers only."""
+    """Digits, and a unit that Kubernetes has."""
     with pytest.raises(ValueError, match="expected a size"):
         flag_values.size(text)
 

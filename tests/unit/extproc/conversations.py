@@ -16,6 +16,7 @@ from epp.extproc.events import (
     Route,
 )
 from epp.extproc.exchange import Exchange
+from epp.extproc.gathering import BodyRoom
 
 ROUTE = Route("10.0.0.1:8000", DecisionId("d1"))
 HEADERS = {":path": "/v1/completions"}
@@ -42,7 +43,7 @@ def headers(request: BodyMode, response: BodyMode | None = None, *, end_of_strea
 
 def run(*events: Event, max_body: int = 1000, route: Route = ROUTE) -> list[Action]:
     """All actions of a conversation whose picks are answered at once with `route`."""
-    exchange = Exchange(max_body)
+    exchange = Exchange(max_body, BodyRoom(1 << 30))
     actions: list[Action] = []
     for event in events:
         for action in exchange.receive(event):

@@ -1,7 +1,7 @@
 """The ext_proc conversation, sequence by sequence (spec/protocol.md 2.4)."""
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 from hypothesis import given
@@ -24,9 +24,11 @@ from epp.extproc.events import (
     RequestHeaders,
     RequestTrailers,
     ResponseBody,
+    ResponseHeaders,
     Route,
 )
 from epp.extproc.exchange import Exchange
+from epp.extproc.gathering import BodyRoom
 from tests.unit.extproc.conversations import (
     HEADERS,
     RB,
@@ -171,7 +173,7 @@ def test_a_request_without_a_body_never_gets_a_body_reply() -> None:
 @pytest.mark.parametrize("events", [[RH, RB_END], [RH_END], [RH, RB, RT]])
 def test_a_rejected_request_ends_with_one_immediate_response(events: list[Event]) -> None:
     """S10, S11: nothing is forwarded, and whatever Envoy still sends is ignored."""
-    exchange = Exchange(1000)
+    exchange = Exchange(1000, BodyRoom(1 << 30))
     actions = [action for event in events for action in exchange.receive(event)]
     assert isinstance(actions[-1], Pick)
     error = InternalError("no pods available in datastore")
@@ -193,7 +195,7 @@ def test_a_body_over_the_limit_is_refused_before_its_end() -> None:
 def test_an_exchange_whose_answer_nobody_needs_is_over() -> None:
     """S14: the stream can end as soon as the request is on its way."""
     route = Route("10.0.0.1:8000", DecisionId("d1"), skip_response=True)
-    exchange = Exchange(1000)
+    exchange = Exchange(1000, BodyRoom(1 << 30))
     exchange.receive(RH)
     assert not exchange.over
     exchange.receive(RB_END)
@@ -208,7 +210,7 @@ def test_an_exchange_whose_answer_nobody_needs_is_over() -> None:
 )
 def test_a_request_under_way_can_be_ended(events: list[Event], sent: int) -> None:
     """S13: an immediate response at any time before the answer is complete, and nothing after it."""
-    exchange = Exchange(1000)
+    exchange = Exchange(1000, BodyRoom(1 << 30))
     for event in events:
         if any(isinstance(action, Pick) for action in exchange.receive(event)):
             exchange.resolve(ROUTE)
@@ -222,7 +224,7 @@ def test_a_request_under_way_can_be_ended(events: list[Event], sent: int) -> Non
 
 def test_what_is_held_of_an_answer_can_be_let_go() -> None:
     """A stream that is ended on drain first gives back what it holds; no byte is lost."""
-    exchange = Exchange(1000)
+    exchange = Exchange(1000, BodyRoom(1 << 30))
     exchange.receive(RH_END)
     exchange.resolve(ROUTE)
     assert exchange.release() == []
@@ -262,7 +264,7 @@ def test_the_subset_hint_may_come_with_any_request_message(events: list[Event], 
 )
 def test_it_is_known_how_much_of_the_answer_came_by(events: list[Event], *, seen: bool, complete: bool) -> None:
     """At the end of a stream the director is told whether the answer was seen, and seen to its end (D14)."""
-    exchange = Exchange(1000)
+    exchange = Exchange(1000, BodyRoom(1 << 30))
     for event in events:
         if any(isinstance(action, Pick) for action in exchange.receive(event)):
             exchange.resolve(ROUTE)
@@ -272,7 +274,7 @@ def test_it_is_known_how_much_of_the_answer_came_by(events: list[Event], *, seen
 @pytest.mark.parametrize("answer", [lambda exchange: exchange.resolve(ROUTE), lambda exchange: exchange.reject(BadRequestError("no"))])
 def test_an_answer_of_envoys_own_overtakes_the_pick(answer: Callable[[Exchange], list[Action]]) -> None:
     """When Envoy answers a request while we still pick, the pick's result has nobody to go to."""
-    exchange = Exchange(1000)
+    exchange = Exchange(1000, BodyRoom(1 << 30))
     exchange.receive(RH_END)
     assert exchange.receive(SH) == [ReplyResponseHeaders()]
     assert answer(exchange) == []
@@ -281,7 +283,7 @@ def test_an_answer_of_envoys_own_overtakes_the_pick(answer: Callable[[Exchange],
 
 def test_answering_a_pick_twice_is_a_bug() -> None:
     """The shell owes one answer per Pick; a second one must not send a second reply."""
-    exchange = Exchange(1000)
+    exchange = Exchange(1000, BodyRoom(1 << 30))
     exchange.receive(RH_END)
     exchange.resolve(ROUTE)
     with pytest.raises(RuntimeError):
@@ -303,3 +305,44 @@ def test_chunk_borders_mean_nothing(size: int, cuts: list[int], *, marked: bool)
     assert headers == ReplyRequestHeaders(ROUTE, size)
     assert b"".join(reply.data for reply in replies if isinstance(reply, ReplyRequestBody)) == body
     assert [reply.end_of_stream for reply in replies if isinstance(reply, ReplyRequestBody)] == [False] * (len(replies) - 1) + [True]
+
+
+def half_a_body(room: BodyRoom, size: int) -> tuple[Exchange, Sequence[Action]]:
+    """An exchange in the middle of its body, and what became of its last chunk."""
+    exchange = Exchange(1000, room)
+    exchange.receive(RequestHeaders({}, end_of_stream=False))
+    return exchange, exchange.receive(RequestBody(bytes(size), end_of_stream=False))
+
+
+def test_bodies_that_are_still_coming_share_a_room() -> None:
+    """Slow clients with long prompts are told to come back when all together are too much; who was there before is served."""
+    room = BodyRoom(1500)
+    first, _ = half_a_body(room, 900)
+    _, [refused] = half_a_body(room, 700)
+    assert isinstance(refused, Reject)
+    assert (refused.error.http_status, room.taken) == (429, 900)
+    assert half_a_body(room, 600)[1] == ()
+
+    whole = Exchange(1000, room)
+    whole.receive(RequestHeaders({}, end_of_stream=False))
+    assert isinstance(whole.receive(RequestBody(bytes(1000), end_of_stream=True))[0], Pick)  # it does not have to be kept
+    assert isinstance(first.receive(RequestBody(b"", end_of_stream=True))[0], Pick)
+
+
+@pytest.mark.parametrize("end", ["routed", "refused", "too large", "overtaken", "gone"])
+def test_a_body_gives_its_room_back_however_it_ends(end: str) -> None:
+    """Or the picker would refuse more and more."""
+    room = BodyRoom(1500)
+    exchange, _ = half_a_body(room, 900)
+    match end:
+        case "routed" | "refused":
+            exchange.receive(RequestBody(b"", end_of_stream=True))
+            assert room.taken == 900  # until the pick is answered
+            exchange.resolve(Route("10.0.0.1:8000", DecisionId("d"))) if end == "routed" else exchange.reject(BadRequestError("no"))
+        case "too large":
+            exchange.receive(RequestBody(bytes(101), end_of_stream=False))
+        case "overtaken":
+            exchange.receive(ResponseHeaders(504, end_of_stream=True))
+        case _:
+            exchange.abandon()
+    assert room.taken == 0

@@ -21,6 +21,7 @@ from epp.extproc.events import (
     ResponseHeaders,
 )
 from epp.extproc.exchange import Exchange
+from epp.extproc.gathering import BodyRoom
 from tests.unit.extproc.conversations import (
     AT_THE_HEADERS,
     DUPLEX,
@@ -100,7 +101,7 @@ def test_request_body_modes(name: str) -> None:
 
 def test_messages_that_overtake_a_pick_at_the_headers_are_answered_after_it() -> None:
     """A filter that does not wait for the header reply still gets its replies in order."""
-    exchange = Exchange(1000)
+    exchange = Exchange(1000, BodyRoom(1 << 30))
     for event in (headers(BodyMode.STREAMED), RB, RT):
         exchange.receive(event)
     assert exchange.resolve(ROUTE) == [ReplyRequestHeaders(ROUTE, 0), ContinueRequestBody(), ReplyRequestTrailers()]

@@ -30,6 +30,7 @@ from epp.extproc.events import (
     ResponseHeaders,
 )
 from epp.extproc.exchange import Exchange, State
+from epp.extproc.gathering import BodyRoom
 from tests.unit.extproc.conversations import HEADERS, RB, RH, RH_END, ROUTE, RT, SB, SH, SH_END, ST, headers
 
 # Written down a second time, so that a row of the table cannot be lost without notice.
@@ -62,7 +63,7 @@ WAYS: dict[State, tuple[Event, ...]] = {
 
 
 def in_state(state: State) -> Exchange:
-    exchange = Exchange(1000)
+    exchange = Exchange(1000, BodyRoom(1 << 30))
     for event in WAYS[state]:
         try:
             picks = exchange.receive(event)
@@ -138,7 +139,7 @@ def check_order(replies: Iterable[Action]) -> None:
 @example([RequestHeaders({}, end_of_stream=False, request_body_mode=BodyMode.NONE), RT, RT], "late")
 def test_any_order_of_events_ends_well(told: list[Event], answer: str) -> None:
     """Whatever a peer sends, we pick once at most, keep Envoy's order of replies, and raise nothing but ProtocolError."""
-    exchange, picks = Exchange(20), 0
+    exchange, picks = Exchange(20, BodyRoom(1 << 30)), 0
     sent: list[Action] = []
     late: list[Pick] = []
     for event in told:

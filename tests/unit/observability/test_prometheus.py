@@ -1,7 +1,5 @@
 """What a dashboard finds: both names of each family, the limit on model names, series that end with their endpoint."""
 
-import socket
-import urllib.request
 from collections.abc import Callable
 from functools import partial
 
@@ -21,9 +19,10 @@ from epp.domain import (
     TokenState,
     Usage,
 )
-from epp.errors import BadRequestError, ConfigError, ServiceUnavailableError
+from epp.errors import BadRequestError, ServiceUnavailableError
 from epp.observability.families import MAX_LABEL_LENGTH, LabelLimit
-from epp.observability.prometheus import PrometheusReporter, serve
+from epp.observability.prometheus import PrometheusReporter
+from epp.observability.request_metrics import MAX_SERIES
 
 Decide = Callable[..., Decision]
 LABELS = {"model_name": "tiny", "target_model_name": "tiny", "fairness_id": "default-flow", "priority": "0"}
@@ -31,8 +30,8 @@ MODELS = {"model_name": "tiny", "target_model_name": "tiny"}
 A = EndpointId("team/a")
 
 
-def request(model: str) -> InferenceRequest:
-    return InferenceRequest(Api.CHAT, "/v1/chat/completions", model, {}, size_bytes=10)
+def request(model: str, flow: str = "default-flow") -> InferenceRequest:
+    return InferenceRequest(Api.CHAT, "/v1/chat/completions", model, {}, size_bytes=10, flow=flow)
 
 
 def test_a_request_under_both_names(registry: CollectorRegistry, reporter: PrometheusReporter, decide: Decide) -> None:
@@ -55,6 +54,37 @@ def test_a_request_under_both_names(registry: CollectorRegistry, reporter: Prome
     assert value("llm_d_epp_scheduler_attempts_total", {**where, "endpoint_name": "a"}) == 1
     assert value("inference_extension_scheduler_attempts_total", {**where, "pod_name": "a"}) == 1
     assert value("inference_extension_info", {"commit": "unknown", "build_ref": "v1"}) == 1
+
+
+def test_a_stream_that_ends_with_an_error_is_an_error(registry: CollectorRegistry, reporter: PrometheusReporter) -> None:
+    """A filter configured wrongly fails every request: that must be seen in metrics. Who is answered or leaves is none."""
+    for code in ("OK", "CANCELLED", "INVALID_ARGUMENT", "INTERNAL"):
+        reporter.stream_closed(code, 0.1)
+    nobody = {"model_name": "", "target_model_name": ""}
+    labels = {**nobody, "fairness_id": "default-flow", "priority": "0", "error_code": "Unknown"}
+    assert registry.get_sample_value("llm_d_epp_request_error_total", labels) == 2
+    assert registry.get_sample_value("inference_objective_request_error_total", {**nobody, "error_code": "Unknown"}) == 2
+
+
+def test_requests_are_told_apart_by_flow(registry: CollectorRegistry, reporter: PrometheusReporter) -> None:
+    """Each has series of its own under the current names; the old ones, which lack the label, have the sum."""
+    for flow in ("team-a", "team-a", "team-b"):
+        reporter.rejected(request("tiny", flow), BadRequestError("no"))
+    value = registry.get_sample_value
+    errors = [value("llm_d_epp_request_error_total", {**LABELS, "fairness_id": f"team-{x}", "error_code": "BadRequest"}) for x in "ab"]
+    assert errors == [2, 1]
+    assert value("inference_objective_request_error_total", {**MODELS, "error_code": "BadRequest"}) == 3
+
+
+def test_the_number_of_series_is_bounded_whatever_clients_combine(registry: CollectorRegistry, reporter: PrometheusReporter) -> None:
+    """A thousand models times a thousand flows would fill the memory: what comes late is counted together."""
+    for model in range(60):
+        for flow in range(60):
+            reporter.rejected(request(f"m{model}", f"f{flow}"), BadRequestError("no"))
+    samples = [s for metric in registry.collect() if metric.name == "llm_d_epp_request_error" for s in metric.samples]
+    assert len(samples) == MAX_SERIES + 1
+    assert sum(s.value for s in samples) == 3600
+    assert [s.value for s in samples if s.labels["model_name"] == "other"] == [3600 - MAX_SERIES]
 
 
 def test_errors_are_counted_by_who_made_them(registry: CollectorRegistry, reporter: PrometheusReporter, decide: Decide) -> None:
@@ -309,26 +339,6 @@ def test_a_page_is_valid_and_names_each_family_once(registry: CollectorRegistry,
     assert len(families) == len(set(families))
     assert "_created" not in page
     assert 'inference_pool_ready_pods{name="pool"} 2.0' in page
-
-
-def test_the_page_is_served_until_closed(registry: CollectorRegistry, reporter: PrometheusReporter) -> None:
-    """On a port of the system's choice."""
-    server = serve(registry, 0, "127.0.0.1")
-    try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/metrics", timeout=5) as answer:
-            assert b"llm_d_epp_info" in answer.read()
-    finally:
-        server.close()
-    with socket.socket() as probe:
-        assert probe.connect_ex(("127.0.0.1", server.port)) != 0
-
-
-def test_a_taken_port_is_a_sentence(registry: CollectorRegistry) -> None:
-    """Flag, address, reason and remedy."""
-    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(ConfigError) as caught:
-        serve(registry, taken.getsockname()[1], "127.0.0.1")
-    assert "--metrics-port: cannot listen on 127.0.0.1:" in str(caught.value)
-    assert "address already in use" in str(caught.value)
 
 
 def test_a_label_a_client_made_up_is_bounded_in_number_and_length() -> None:

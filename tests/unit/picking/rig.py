@@ -89,6 +89,7 @@ class Recorder(Reporter):
     """Remembers what it was told."""
 
     def __init__(self) -> None:
+        self.decisions: list[Decision] = []
         self.ends: list[RequestEnd] = []
         self.rejections: list[RequestError] = []
         self.unmatched: list[str] = []
@@ -97,6 +98,9 @@ class Recorder(Reporter):
 
     def tokenized(self, request: InferenceRequest, tokens: TokenizedRequest) -> None:
         self.without_tokens.append(tokens.reason)
+
+    def decided(self, decision: Decision) -> None:
+        self.decisions.append(decision)
 
     def ended(self, decision: Decision, end: RequestEnd) -> None:
         self.ends.append(end)

@@ -4,7 +4,7 @@ import pytest
 
 from epp.datastore import EndpointReached
 from epp.domain import EndCause, EndpointId, RequestEnd
-from epp.errors import BadRequestError, InternalError, ResourceExhaustedError, ServiceUnavailableError
+from epp.errors import BadRequestError, InternalError, PreconditionFailedError, ResourceExhaustedError, ServiceUnavailableError
 from epp.plugins.filters.decode import DecodeFilter
 from epp.scheduling.params import NoParams
 from epp.scheduling.registry import Collaborators
@@ -150,6 +150,44 @@ def test_a_request_without_an_id_gets_one_that_travels_upstream() -> None:
 
     assert [name for name, _ in generated.set_headers] == ["x-request-id"]
     assert given.set_headers == ()
+
+
+@pytest.mark.parametrize("prefer", ["if-available", "If-Available; q=1", "respond-async, wait=10 , if-available", "if-available=yes"])
+def test_who_prefers_a_cached_prefix_gets_412_where_there_is_none(prefer: str) -> None:
+    """`prefer: if-available` (RFC 7240): row 17 of the table of failures; nothing stays open or counted."""
+    rig = Rig("10.0.0.1")
+
+    with pytest.raises(PreconditionFailedError, match="no decode worker has the requested KV cache"):
+        rig.route(headers={"prefer": prefer})
+
+    assert (rig.director.open_decisions, rig.ledger.in_flight) == (0, 0)
+    assert [(error.http_status, error.code) for error in rig.recorder.rejections] == [(412, "PreconditionFailed")]
+
+
+@pytest.mark.parametrize("prefer", ["", "respond-async", "wait=if-available", "if-available-not", 'foo="x"; if-available'])
+def test_other_preferences_are_not_ours(prefer: str) -> None:
+    """The request is served, and so is a GET, which has no prefix."""
+    rig = Rig("10.0.0.1")
+
+    assert rig.route(headers={"prefer": prefer}).destination == "10.0.0.1:8000"
+    assert rig.route(None, {"prefer": "if-available"}).destination == "10.0.0.1:8000"
+
+
+@pytest.mark.parametrize(
+    ("headers", "flow"),
+    [
+        ({}, "default-flow"),
+        ({"x-gateway-inference-fairness-id": "old"}, "old"),
+        ({"x-llm-d-inference-fairness-id": "new", "x-gateway-inference-fairness-id": "old"}, "new"),
+        ({"x-llm-d-inference-fairness-id": ""}, "default-flow"),
+    ],
+)
+@pytest.mark.parametrize("follows", [True, False])
+def test_a_request_says_whose_it_is(headers: dict[str, str], flow: str, follows: bool) -> None:  # noqa: FBT001  # a table
+    """By header, the current name before the older one, whether or not its body is seen."""
+    rig = Rig("10.0.0.1")
+    rig.route(None if follows else b"{}", headers, follows=follows)
+    assert [decision.request.flow for decision in rig.recorder.decisions if decision.request] == [flow]
 
 
 def test_a_decision_names_the_picker_that_made_it() -> None:

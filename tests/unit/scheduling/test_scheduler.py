@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from epp.domain import Decision, DecisionId, EndCause, Endpoint, EndpointId, PrefixMatch, ProfileResult, RequestEnd
-from epp.errors import InternalError, ResourceExhaustedError
+from epp.errors import InternalError, PreconditionFailedError, ResourceExhaustedError
 from epp.reporter import Reporter
 from epp.scheduling.interfaces import Cycle, DataKey, prefix_match_key
 from epp.scheduling.profile import Profile
@@ -51,6 +51,8 @@ class Plugin:
 
     name: str = "matches"
     fails_in: str = ""
+    holder: int = 0
+    """Which of the two endpoints holds a block."""
     seen: list[str] = field(default_factory=list)
 
     def _step(self, step: str) -> None:
@@ -63,7 +65,8 @@ class Plugin:
 
     def produce(self, cycle: Cycle) -> None:
         self._step("produce")
-        cycle.put(KEY, PrefixMatch(16, 2, [1, 0], 32, [16, 0]))
+        held = [1 - self.holder, self.holder]
+        cycle.put(KEY, PrefixMatch(16, 2, held, 32, [16 * blocks for blocks in held]))
 
     def decided(self, cycle: Cycle, decision: Decision) -> None:
         self._step("decided")
@@ -107,6 +110,23 @@ def test_the_decision_carries_who_was_there_and_what_they_hold() -> None:
     assert decision.prefix["matches"].matched_tokens == [16, 0]
     assert decision.destination == "10.0.0.0:8000"
     assert decision.primary is decision.profiles["a"]
+
+
+@pytest.mark.parametrize(("first", "plugins", "served"), [(0, True, True), (1, True, False), (0, False, False)])
+def test_a_request_only_for_a_cached_prefix(first: int, plugins: bool, served: bool) -> None:  # noqa: FBT001  # a table
+    """It is served where the choice holds some of its prompt; elsewhere, and where nobody knows, it is refused and nobody counts it."""
+    plugin = Plugin()
+    subject = scheduler(once("a"), *([plugin] if plugins else []))
+    endpoints = [make_endpoint(first), make_endpoint(1 - first)]
+    cycle = make_cycle(endpoints)
+    plugin.holder = endpoints.index(make_endpoint(0))
+
+    if served:
+        assert subject.schedule(cycle, decision_id=DecisionId("d1"), request_id="r1", only_if_cached=True).endpoint == endpoints[0]
+    else:
+        with pytest.raises(PreconditionFailedError, match="no decode worker has the requested KV cache"):
+            subject.schedule(cycle, decision_id=DecisionId("d1"), request_id="r1", only_if_cached=True)
+    assert ("decided" in plugin.seen) == served
 
 
 def test_hooks_run_inside_the_step_and_at_the_end() -> None:

@@ -9,6 +9,7 @@ import pytest
 from epp._proto import ext_proc_pb2 as pb
 from epp.domain import DecisionId, RequestEnd, StreamClosed
 from epp.extproc.events import Route
+from epp.extproc.gathering import BodyRoom
 from epp.reporter import Reporter
 from epp.server.conversation import Context, Conversation, StreamGoneError, TaskConversation
 
@@ -38,6 +39,7 @@ class Stage:
         self.routed = False
         self.writes = 0
         self.skip_response = False
+        self.room = BodyRoom(100_000)
 
     def _checkpoint(self) -> None:
         self.awaits += 1
@@ -78,20 +80,21 @@ class Stage:
 
 def conversation(stage: Stage) -> TaskConversation:
     """Between a stage and itself."""
-    talk = Conversation(Context(stage, Reporter(), max_body=100_000, now=itertools.count().__next__, logs=()), "10.9.9.9")
+    talk = Conversation(Context(stage, Reporter(), max_body=100_000, now=itertools.count().__next__, logs=(), room=stage.room), "10.9.9.9")
     return TaskConversation(talk, stage.read, stage.write)
 
 
 @pytest.mark.parametrize("at", range(1, AWAITS + 1))
 @pytest.mark.parametrize("failure", [asyncio.CancelledError(), StreamGoneError("reset")], ids=["cancelled", "broken"])
 async def test_every_await(at: int, failure: BaseException) -> None:
-    """Wherever a stream is cut, the cut is passed on at once, and the director hears once of the end of its decision, and whether it took effect."""
+    """Wherever a stream is cut, the cut is passed on at once, the director hears once of the end of its decision and whether it took effect, and its body takes no room."""
     stage = Stage(at, failure)
     with pytest.raises(type(failure)):
         await conversation(stage).run()
     assert stage.awaits == at
     assert stage.closed == (["d-1"] if stage.picked else [])
     assert stage.routed == (stage.writes >= REQUEST_REPLIES)
+    assert stage.room.taken == 0
 
 
 async def test_an_uncut_stream_has_these_awaits() -> None:
