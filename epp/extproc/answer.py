@@ -54,7 +54,7 @@ class Answer:
         if self._duplex and not event.end_of_stream and self._is_one_document(event.content_type):
             self._held = BytesIO()
         if self._listener is not None:
-            self._listener.began(event.status, event_stream=event.content_type == "text/event-stream")
+            self._listener.began(event.status, event_stream=event.content_type == "text/event-stream", served=event.served)
         return [ReplyResponseHeaders()]
 
     def body(self, event: ResponseBody) -> list[Reply]:

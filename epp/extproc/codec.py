@@ -92,6 +92,7 @@ def _response_headers(message: pb.ProcessingRequest) -> ResponseHeaders:
         http.end_of_stream,
         found.get("content-type", "").partition(";")[0].strip().lower(),
         mode,
+        _served(message),
     )
 
 
@@ -141,6 +142,15 @@ def _subset(message: pb.ProcessingRequest) -> tuple[str, ...] | None:
     if names.SUBSET_KEY not in fields:
         return None
     return _strings(fields[names.SUBSET_KEY])
+
+
+def _served(message: pb.ProcessingRequest) -> str | None:
+    """The endpoint that serves, as data planes tell that choose among several themselves (spec/protocol.md 1.2)."""
+    namespaces = message.metadata_context.filter_metadata
+    if names.DESTINATION_NAMESPACE not in namespaces:
+        return None
+    fields = namespaces[names.DESTINATION_NAMESPACE].fields
+    return (fields[names.SERVED_ENDPOINT].string_value or None) if names.SERVED_ENDPOINT in fields else None
 
 
 def _attributes(message: pb.ProcessingRequest) -> bytes | None:

@@ -100,6 +100,8 @@ class ResponseHeaders:
     """In lower case and without parameters."""
     response_body_mode: BodyMode | None = None
     """As in RequestHeaders, where this is the first message of a stream: the request went past the filter."""
+    served: str | None = None
+    """"ip:port" of the endpoint that serves, where the data plane tells."""
 
 
 @dataclass(slots=True, init=False)
@@ -135,8 +137,8 @@ class AnswerListener(Protocol):
     Called on the event loop by the exchange, in order; it must not raise and costs nothing where no answer comes by.
     """
 
-    def began(self, status: int | None, *, event_stream: bool) -> None:
-        """The response headers; `event_stream`: it is sent as server-sent events."""
+    def began(self, status: int | None, *, event_stream: bool, served: str | None = None) -> None:
+        """The response headers; `event_stream`: it is sent as server-sent events; `served`: by this "ip:port"."""
 
     def body(self, data: bytes) -> None:
         """One chunk as the data plane sent it. Chunk borders mean nothing."""

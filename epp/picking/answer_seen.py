@@ -19,7 +19,20 @@ GAPS: Final = 256
 class AnswerSeen:
     """The AnswerListener of one decision."""
 
-    __slots__ = ("_bytes", "_decision", "_first", "_gaps", "_last", "_now", "_reporter", "_since", "_status", "_streamed", "_usage")
+    __slots__ = (
+        "_bytes",
+        "_decision",
+        "_first",
+        "_gaps",
+        "_last",
+        "_now",
+        "_reporter",
+        "_served",
+        "_since",
+        "_status",
+        "_streamed",
+        "_usage",
+    )
 
     def __init__(self, decision: Decision, reporter: Reporter, now: Callable[[], float], since: float) -> None:
         """`now` and `since`, when the request was here whole, in monotonic seconds. `reporter` is told the times between chunks."""
@@ -30,6 +43,7 @@ class AnswerSeen:
         # None until an answer begins, which in our default mode none does.
         self._usage: UsageReader | GrpcUsageReader | None = None
         self._status: int | None = None
+        self._served: str | None = None
         self._streamed = False
         self._first: float | None = None
         self._last = since
@@ -41,8 +55,9 @@ class AnswerSeen:
         """Some of its body came by, so all of it would have."""
         return self._first is not None
 
-    def began(self, status: int | None, *, event_stream: bool) -> None:
+    def began(self, status: int | None, *, event_stream: bool, served: str | None = None) -> None:
         """The response headers."""
+        self._served = served
         self._begin(status, event_stream=event_stream)
 
     def body(self, data: bytes) -> None:
@@ -72,6 +87,8 @@ class AnswerSeen:
         end.streamed = self._streamed
         if end.status is None:
             end.status = self._status
+        if end.served is None:
+            end.served = self._served
         if self._first is not None:
             end.first_chunk_s, end.last_chunk_s = self._first - self._since, self._last - self._since
             if end.bytes_sent is None:

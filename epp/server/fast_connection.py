@@ -368,7 +368,7 @@ class Connection(asyncio.Protocol):
 
     def _give_up(self, data: bytes, error: ngh2.NGH2Error) -> None:
         """The peer does not speak HTTP/2, or beyond all limits."""
-        hint = " (TLS, where plaintext is expected: see --secure-serving)" if data[:1] == b"\x16" else ""
+        hint = " (TLS, where plaintext is expected: the health port, or see --secure-serving)" if data[:1] == b"\x16" else ""
         self._complain(f"{error}{hint}")
         self._close()
 

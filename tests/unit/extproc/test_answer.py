@@ -117,8 +117,8 @@ class Notes:
     def __init__(self) -> None:
         self.told: list[object] = []
 
-    def began(self, status: int | None, *, event_stream: bool) -> None:
-        self.told.append((status, event_stream))
+    def began(self, status: int | None, *, event_stream: bool, served: str | None = None) -> None:
+        self.told.append((status, event_stream, served))
 
     def body(self, data: bytes) -> None:
         self.told.append(data)
@@ -130,4 +130,4 @@ def test_the_listener_hears_what_the_model_server_said() -> None:
     answer = Answer(Route("10.0.0.1:8000", DecisionId("d"), model_names=("a", "b"), listener=notes), None)
     answer.began(EVENTS)
     answer.body(ResponseBody(b'{"model":"a"}', end_of_stream=True))
-    assert notes.told == [(200, True), b'{"model":"a"}']
+    assert notes.told == [(200, True, None), b'{"model":"a"}']

@@ -117,6 +117,23 @@ def test_response_status(headers: list[tuple[str, bytes]], status: int | None) -
     assert codec.decode(message.SerializeToString()) == ResponseHeaders(status, end_of_stream=True)
 
 
+@pytest.mark.parametrize(
+    ("namespace", "value", "served"),
+    [
+        ("envoy.lb", {"x-gateway-destination-endpoint-served": "10.0.0.2:8000"}, "10.0.0.2:8000"),
+        ("envoy.lb", {"x-gateway-destination-endpoint-served": ""}, None),
+        ("envoy.lb", {"x-gateway-destination-endpoint-served": 7}, None),
+        ("envoy.lb", {"x-gateway-destination-endpoint": "10.0.0.2:8000"}, None),
+        ("other", {"x-gateway-destination-endpoint-served": "10.0.0.2:8000"}, None),
+    ],
+)
+def test_the_endpoint_that_serves(namespace: str, value: dict[str, str | int], served: str | None) -> None:
+    """Gateways that walk through a list of endpoints tell which one it became."""
+    message = pb.ProcessingRequest(response_headers=pb.HttpHeaders())
+    message.metadata_context.filter_metadata[namespace].update(value)
+    assert codec.decode(message.SerializeToString()) == ResponseHeaders(None, end_of_stream=False, served=served)
+
+
 def test_the_other_messages() -> None:
     """Bodies and trailers of both directions."""
     message = pb.ProcessingRequest()

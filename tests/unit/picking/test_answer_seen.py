@@ -42,6 +42,18 @@ def test_times_size_status_and_usage_of_a_streamed_answer() -> None:
     assert rig.recorder.gaps == [0.25, 0.125]
 
 
+def test_who_served_is_known_without_a_log() -> None:
+    """A gateway that tells it in the answer's metadata needs none; a log's word stands above it."""
+    rig = Rig("10.0.0.1")
+    told, logged = rig.route(), rig.route()
+    for route in (told, logged):
+        listener(route).began(200, event_stream=False, served="10.0.0.9:8000")
+    rig.close(told.decision_id, complete=True, bodies=True)
+    rig.director.ended(RequestEnd(logged.decision_id, EndCause.FINISHED, served="10.0.0.1:8000"))
+
+    assert [end.served for end in rig.recorder.ends] == ["10.0.0.9:8000", "10.0.0.1:8000"]
+
+
 def test_what_the_access_log_tells_stands() -> None:
     """Envoy's own measures are kept; what only the answer tells is added."""
     rig = Rig("10.0.0.1")
