@@ -61,7 +61,7 @@ async def test_what_libzmq_reads_ahead_of_a_flood_stays_with_its_sender() -> Non
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     with context, context.socket(zmq.XPUB) as pub, thread.socket(zmq.SUB, READ_AHEAD) as sub:
         pub.set(zmq.XPUB_NODROP, 1)
-        pub.sndhwm, pub.sndtimeo = 1, 200
+        pub.sndhwm, pub.sndtimeo, pub.linger = 1, 200, 0
         sub.subscribe(b"")
         sub.connect(f"tcp://127.0.0.1:{pub.bind_to_random_port('tcp://127.0.0.1')}")
         assert pub.recv() == b"\x01"
@@ -149,6 +149,7 @@ def test_what_waited_for_the_event_loop_is_charged_by_when_it_came(apart_s: floa
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     evicted = msgspec.msgpack.encode([1.0, [["BlockRemoved", list(range(1 << 60, (1 << 60) + 100_000)), "GPU"]], 0])
     with context, context.socket(zmq.XPUB) as pub:
+        pub.linger = 0
         port = pub.bind_to_random_port("tcp://127.0.0.1")
         host = BusyLoop(context)
         stream = Stream(host, 1, StreamAddress("127.0.0.1", port, None))
