@@ -2,9 +2,11 @@
 
 import asyncio
 import contextlib
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 
+import msgspec
 import pytest
 import zmq
 
@@ -13,7 +15,8 @@ from epp.kvcache.events import AllCleared, Batch, BlockStored
 from epp.kvcache.sequence import Apply
 from epp.sources import kv_replay
 from epp.sources.kv_inbox import Inbox
-from epp.sources.kv_messages import MAX_MESSAGE_BYTES, READ_AHEAD, Timing
+from epp.sources.kv_messages import MAX_MESSAGE_BYTES, READ_AHEAD, Delivery, Failed, StreamAddress, Timing
+from epp.sources.kv_stream import Stream
 from epp.sources.kv_streams import MAX_REPLAYS, StreamThread
 from epp.testing.waiting import eventually
 from tests.integration.kv_events.publisher import QUICK, Publisher, Rig, endpoint
@@ -58,7 +61,7 @@ async def test_what_libzmq_reads_ahead_of_a_flood_stays_with_its_sender() -> Non
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     with context, context.socket(zmq.XPUB) as pub, thread.socket(zmq.SUB, READ_AHEAD) as sub:
         pub.set(zmq.XPUB_NODROP, 1)
-        pub.sndhwm, pub.sndtimeo = 1, 200
+        pub.sndhwm, pub.sndtimeo, pub.linger = 1, 200, 0
         sub.subscribe(b"")
         sub.connect(f"tcp://127.0.0.1:{pub.bind_to_random_port('tcp://127.0.0.1')}")
         assert pub.recv() == b"\x01"
@@ -106,6 +109,63 @@ def test_a_stream_that_says_much_holds_back_itself_only() -> None:
     loop.run_forever()
     assert not inbox.has_enough_of(1)
     loop.close()
+
+
+class BusyLoop:
+    """The thread of one stream, whose event loop has enough of it until it says otherwise (implements kv_stream.Host)."""
+
+    timing, drain_until = Timing(), 0.0
+
+    def __init__(self, context: "zmq.Context[zmq.Socket[bytes]]") -> None:
+        self.poller, self.time, self.busy, self.failures = zmq.Poller(), 0.0, True, Counter[str]()
+        self._context = context
+
+    def now(self) -> float:
+        return self.time
+
+    def accepts(self, topic: bytes) -> bool:
+        return True
+
+    def socket(self, kind: int, high_water_mark: int) -> "zmq.Socket[bytes]":
+        self.opened = self._context.socket(kind)
+        return self.opened
+
+    def deliver(self, token: int, delivery: Delivery) -> None:
+        if isinstance(delivery, Failed):
+            self.failures[delivery.reason] += delivery.count
+
+    def has_enough_of(self, token: int) -> bool:
+        return self.busy
+
+    def take_replay_slot(self, stream: Stream) -> bool:
+        return False
+
+    def free_replay_slot(self, stream: Stream) -> None: ...
+
+
+@pytest.mark.parametrize(("apart_s", "floods"), [(1.5, False), (0.0, True)])
+def test_what_waited_for_the_event_loop_is_charged_by_when_it_came(apart_s: float, floods: bool) -> None:  # noqa: FBT001  # a parameter
+    """An engine's evictions of three seconds that the loop had no time for are no flood when it has; as many in one moment are."""
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    evicted = msgspec.msgpack.encode([1.0, [["BlockRemoved", list(range(1 << 60, (1 << 60) + 100_000)), "GPU"]], 0])
+    with context, context.socket(zmq.XPUB) as pub:
+        pub.linger = 0
+        port = pub.bind_to_random_port("tcp://127.0.0.1")
+        host = BusyLoop(context)
+        stream = Stream(host, 1, StreamAddress("127.0.0.1", port, None))
+        stream.connect()
+        assert pub.recv() == b"\x01"
+        sub = host.opened
+        for number in range(3):
+            pub.send_multipart([b"", number.to_bytes(8, "big"), evicted])
+            assert sub.poll(10_000)
+            stream.receive()
+            host.time += apart_s
+        host.busy = False
+        while stream.deadline < 0:
+            stream.turn({})
+        assert bool(host.failures["flood"]) == floods
+        stream.close()
 
 
 async def test_a_message_larger_than_any_engine_sends_costs_its_sender_only(publish: Publish) -> None:
