@@ -247,7 +247,9 @@ def _notes(texts: Mapping[str, str], *, secure: bool) -> Iterator[str]:
         yield f"--tls-min-version={text}: HTTP/2 takes TLS 1.2 at least, older versions are not offered"
     if idle := [f"--{name}" for name in _OF_PODS if texts.get(name)]:
         yield f"{', '.join(idle)}: without effect, endpoints come from a file"
-    if not secure and (idle := [f"--{name}" for name in _OF_TLS if texts.get(name)]):
+    if (text := texts.get("tls-cipher-suites", "")).strip(", ") and not values.tls_suites(text):
+        yield f"--tls-cipher-suites={text}: none of them is for TLS 1.2, which is not offered then"
+    if not secure and (idle := [f"--{name}" for name in _OF_TLS if texts.get(name) and FLAGS[name].parse(texts[name]) is not False]):
         yield f"{', '.join(idle)}: without effect with --secure-serving=false"
 
 

@@ -10,6 +10,8 @@ from epp.errors import PayloadTooLargeError, ResourceExhaustedError
 
 # All bodies that are still coming, together: slow clients with long prompts must not take the picker down with them.
 ALL_BODIES_BYTES: Final = 1 << 30
+# One below that is never refused for what others take: clients that stop half way could shut out everybody.
+SMALL_BYTES: Final = 64 << 10
 
 
 class BodyRoom:
@@ -42,7 +44,7 @@ class Gathering:
         self._room.taken += len(data)
         if self._size > self._max_bytes:
             raise too_large(self._max_bytes)
-        if self._room.taken > self._room.limit:
+        if self._room.taken > self._room.limit and self._size > SMALL_BYTES:
             raise ResourceExhaustedError("too many large request bodies are under way, try again later")
         if not self._first:
             self._first = data

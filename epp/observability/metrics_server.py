@@ -3,6 +3,7 @@
 Started and closed by the composition root.
 """
 
+import contextlib
 import logging
 import os
 import socket
@@ -42,7 +43,7 @@ def serve(registry: CollectorRegistry, port: int, host: str = "", *, cert_dir: s
 
     `host` "": every interface, of both address families where there are two. Raises ConfigError where the port or a file cannot be had.
     """
-    host = host or ("::" if socket.has_dualstack_ipv6() else "0.0.0.0")  # noqa: S104  # Prometheus asks from outside
+    host = host or _every_interface()
     certificate, key = (f"{cert_dir}/tls.crt", f"{cert_dir}/tls.key") if cert_dir else (None, None)
     if certificate and key:
         _try_files(certificate, key, cert_dir, client_ca)
@@ -57,6 +58,14 @@ def serve(registry: CollectorRegistry, port: int, host: str = "", *, cert_dir: s
         # The handshake now fails in a handler, whose default is to print a trace.
         server.handle_error = _refused  # type: ignore[method-assign, assignment]  # prometheus_client takes no server class
     return MetricsServer(server, thread)
+
+
+def _every_interface() -> str:
+    """Of both address families, where a socket of IPv6 takes IPv4 by itself: prometheus_client does not ask for it."""
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET6) as probe:
+        if not probe.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY):
+            return "::"
+    return "0.0.0.0"  # noqa: S104  # Prometheus asks from outside
 
 
 def _try_files(certificate: str, key: str, cert_dir: str, client_ca: str) -> None:

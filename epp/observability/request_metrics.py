@@ -42,8 +42,10 @@ REQUEST_LABELS: Final = (*MODEL_LABELS, "fairness_id", "priority")
 # Until objectives exist: what llm-d gives a request that names none.
 NO_PRIORITY: Final = "0"
 
-# Clients choose models, rewritten models and flows; so many different combinations have series of their own.
-MAX_SERIES: Final = 2000
+# Clients choose models, rewritten models and flows; a page has 10 to 30 KB for each combination that has series of its own. Flows beyond
+# the first number are counted as one for each model, models beyond the second as one.
+MAX_FLOW_SERIES: Final = 500
+MAX_SERIES: Final = 1000
 
 # error_code of an answer that the model server, not the picker, made an error.
 MODEL_SERVER_ERROR: Final = "ModelServerError"
@@ -213,9 +215,11 @@ class RequestMetrics:
         series = self._series.get((model, target, flow))
         if series is not None:
             return series
-        model, target, flow = self._models.admit(model), self._models.admit(target), self._flows.admit(flow)
+        model, target = self._models.admit(model), self._models.admit(target)
+        if flow != names.DEFAULT_FLOW and (model, target, flow) not in self._series:
+            flow = self._flows.admit(flow) if len(self._series) < MAX_FLOW_SERIES else OTHER
         if len(self._series) >= MAX_SERIES and (model, target, flow) not in self._series:
-            model, target, flow = (value and OTHER for value in (model, target, flow))
+            model, target = model and OTHER, target and OTHER
         series = self._series.get((model, target, flow))
         if series is None:
             labels = (model, target, flow, NO_PRIORITY)

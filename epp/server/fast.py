@@ -115,7 +115,7 @@ def _accept_tls(shared: Shared) -> Connection:
 
 def _no_handshake(shared: Shared) -> None:
     problem = (
-        "a connection brought no TLS handshake: a TCP probe, or a peer that speaks plaintext where TLS is expected; "
-        "give its cluster in Envoy a transport_socket, or epp --secure-serving=false"
+        "a connection completed no TLS handshake: a TCP probe; a peer that speaks plaintext (give its cluster in Envoy a transport_socket, "
+        "or epp --secure-serving=false); or one that does not accept our certificate or TLS version (see that transport_socket's validation)"
     )
     logger.log(shared.repeats.level(problem), problem)

@@ -40,7 +40,6 @@ def changed(options: ServeOptions) -> dict[str, object]:
         (["--v=+4"], {"v": 4}),
         (["--max-request-body", "10MiB"], {"max_request_body": 10 << 20}),
         (["--tls-cipher-suites=TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256"], {"tls_cipher_suites": ("ECDHE-RSA-AES128-GCM-SHA256",)}),
-        (["--tls-cipher-suites=TLS_AES_128_GCM_SHA256"], {"tls_min_version": ssl.TLSVersion.TLSv1_3}),
         (["--tls-cipher-suites= ,"], {}),
         (["--ha-enable-leader-election=false"], {}),
         (["-haEnableLeaderElection=F"], {}),
@@ -176,10 +175,18 @@ def test_what_has_no_effect_is_told(argument: str, note: str | None) -> None:
     assert parse([*MINIMUM, argument]).notes == (() if note is None else (note,))
 
 
+def test_suites_without_tls_1_2_are_told() -> None:
+    """As in Go there is no TLS 1.2 then; a line in the log says so."""
+    options = parse([*MINIMUM, "--tls-cipher-suites=TLS_AES_128_GCM_SHA256"])
+    assert options.tls_min_version is ssl.TLSVersion.TLSv1_3
+    assert options.notes == ("--tls-cipher-suites=TLS_AES_128_GCM_SHA256: none of them is for TLS 1.2, which is not offered then",)
+
+
 def test_a_certificate_without_tls_is_told() -> None:
     """Whoever turns TLS off and asks for a certificate gets one line that says what counts."""
     arguments = ["--secure-serving=false", "--cert-path=/tls", "--enable-cert-reload", "--tls-cipher-suites="]
     assert parse([*MINIMUM, *arguments]).notes == ("--cert-path, --enable-cert-reload: without effect with --secure-serving=false",)
+    assert parse([*MINIMUM, "--secure-serving=false", "--enable-cert-reload=false"]).notes == ()
 
 
 @pytest.mark.parametrize(

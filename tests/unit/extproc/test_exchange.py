@@ -309,38 +309,48 @@ def test_chunk_borders_mean_nothing(size: int, cuts: list[int], *, marked: bool)
 
 def half_a_body(room: BodyRoom, size: int) -> tuple[Exchange, Sequence[Action]]:
     """An exchange in the middle of its body, and what became of its last chunk."""
-    exchange = Exchange(1000, room)
+    exchange = Exchange(100_000, room)
     exchange.receive(RequestHeaders({}, end_of_stream=False))
     return exchange, exchange.receive(RequestBody(bytes(size), end_of_stream=False))
 
 
 def test_bodies_that_are_still_coming_share_a_room() -> None:
     """Slow clients with long prompts are told to come back when all together are too much; who was there before is served."""
-    room = BodyRoom(1500)
-    first, _ = half_a_body(room, 900)
-    _, [refused] = half_a_body(room, 700)
+    room = BodyRoom(170_000)
+    first, _ = half_a_body(room, 90_000)
+    _, [refused] = half_a_body(room, 90_000)
     assert isinstance(refused, Reject)
-    assert (refused.error.http_status, room.taken) == (429, 900)
-    assert half_a_body(room, 600)[1] == ()
+    assert (refused.error.http_status, room.taken) == (429, 90_000)
+    assert half_a_body(room, 80_000)[1] == ()
 
-    whole = Exchange(1000, room)
+    whole = Exchange(100_000, room)
     whole.receive(RequestHeaders({}, end_of_stream=False))
-    assert isinstance(whole.receive(RequestBody(bytes(1000), end_of_stream=True))[0], Pick)  # it does not have to be kept
+    assert isinstance(whole.receive(RequestBody(bytes(100_000), end_of_stream=True))[0], Pick)  # it does not have to be kept
     assert isinstance(first.receive(RequestBody(b"", end_of_stream=True))[0], Pick)
+
+
+def test_clients_that_stop_half_way_do_not_shut_out_ordinary_prompts() -> None:
+    """Whatever they hold, a body below 64 KiB finds room, in as many pieces as it likes."""
+    room = BodyRoom(150_000)
+    half_a_body(room, 90_000)
+    half_a_body(room, 60_000)
+    ordinary, nothing = half_a_body(room, 60_000)
+    assert nothing == ()
+    assert isinstance(ordinary.receive(RequestBody(bytes(5000), end_of_stream=True))[0], Pick)
 
 
 @pytest.mark.parametrize("end", ["routed", "refused", "too large", "overtaken", "gone"])
 def test_a_body_gives_its_room_back_however_it_ends(end: str) -> None:
     """Or the picker would refuse more and more."""
-    room = BodyRoom(1500)
-    exchange, _ = half_a_body(room, 900)
+    room = BodyRoom(150_000)
+    exchange, _ = half_a_body(room, 90_000)
     match end:
         case "routed" | "refused":
             exchange.receive(RequestBody(b"", end_of_stream=True))
-            assert room.taken == 900  # until the pick is answered
+            assert room.taken == 90_000  # until the pick is answered
             exchange.resolve(Route("10.0.0.1:8000", DecisionId("d"))) if end == "routed" else exchange.reject(BadRequestError("no"))
         case "too large":
-            exchange.receive(RequestBody(bytes(101), end_of_stream=False))
+            exchange.receive(RequestBody(bytes(10_001), end_of_stream=False))
         case "overtaken":
             exchange.receive(ResponseHeaders(504, end_of_stream=True))
         case _:

@@ -22,7 +22,7 @@ from epp.domain import (
 from epp.errors import BadRequestError, ServiceUnavailableError
 from epp.observability.families import MAX_LABEL_LENGTH, LabelLimit
 from epp.observability.prometheus import PrometheusReporter
-from epp.observability.request_metrics import MAX_SERIES
+from epp.observability.request_metrics import MAX_FLOW_SERIES, MAX_SERIES
 
 Decide = Callable[..., Decision]
 LABELS = {"model_name": "tiny", "target_model_name": "tiny", "fairness_id": "default-flow", "priority": "0"}
@@ -77,14 +77,27 @@ def test_requests_are_told_apart_by_flow(registry: CollectorRegistry, reporter: 
 
 
 def test_the_number_of_series_is_bounded_whatever_clients_combine(registry: CollectorRegistry, reporter: PrometheusReporter) -> None:
-    """A thousand models times a thousand flows would fill the memory: what comes late is counted together."""
+    """A thousand models times a thousand flows would fill the memory: flows that come late are counted together for each model."""
     for model in range(60):
         for flow in range(60):
             reporter.rejected(request(f"m{model}", f"f{flow}"), BadRequestError("no"))
     samples = [s for metric in registry.collect() if metric.name == "llm_d_epp_request_error" for s in metric.samples]
-    assert len(samples) == MAX_SERIES + 1
     assert sum(s.value for s in samples) == 3600
-    assert [s.value for s in samples if s.labels["model_name"] == "other"] == [3600 - MAX_SERIES]
+    assert len({s.labels["model_name"] for s in samples}) == 60
+    assert len([s for s in samples if s.labels["fairness_id"] != "other"]) == MAX_FLOW_SERIES
+
+
+def test_models_keep_their_series_whatever_flows_there_are(registry: CollectorRegistry, reporter: PrometheusReporter) -> None:
+    """Nobody can take them away with a header; names rewritten again and again are bounded, too."""
+    for flow in range(1200):
+        reporter.rejected(request("m0", f"f{flow}"), BadRequestError("no"))
+    for model in range(1200):
+        reporter.rejected(request(f"m{model}"), BadRequestError("no"))
+    samples = [s for metric in registry.collect() if metric.name == "llm_d_epp_request_error" for s in metric.samples]
+    named = [s.labels["model_name"] for s in samples if s.labels["fairness_id"] == "default-flow"]
+    assert named[:3] == ["m0", "m1", "m2"]
+    assert "other" in named
+    assert len(samples) <= MAX_SERIES + 2
 
 
 def test_errors_are_counted_by_who_made_them(registry: CollectorRegistry, reporter: PrometheusReporter, decide: Decide) -> None:
