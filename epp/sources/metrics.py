@@ -92,6 +92,8 @@ class MetricsScraper:
         self._ssl = tls_context(self._settings)
         self._wanted: dict[EndpointId, _Target] = {}
         self._pollers: dict[EndpointId, _Poller] = {}
+        self._serving: dict[str, list[_Poller]] = {}
+        """Those that poll where requests go, by that "ip:port"; ranks may share one."""
         self._numbers = itertools.count()
         self._start: Callable[[_Poller], asyncio.Task[None]] | None = None
 
@@ -105,10 +107,9 @@ class MetricsScraper:
 
         Nothing where polls go elsewhere, which could never show it.
         """
-        for poller in self._pollers.values():
-            target = poller.target
-            if target.serves and target.host_port == host_port and poller.reach.doubt(self._now()):
-                self._apply(EndpointReached(target.id, reachable=False))
+        for poller in self._serving.get(host_port, ()):
+            if poller.reach.doubt(self._now()):
+                self._apply(EndpointReached(poller.target.id, reachable=False))
                 poller.hurry()
 
     async def run(self) -> None:
@@ -126,6 +127,7 @@ class MetricsScraper:
             finally:
                 self._start = None
                 self._pollers.clear()
+                self._serving.clear()
 
     def _converge(self) -> None:
         """Make the running pollers equal to the wanted ones."""
@@ -141,6 +143,10 @@ class MetricsScraper:
                 # Spread over the interval, in an order that has no pattern (golden ratio): all at once would make requests wait.
                 poller = self._pollers[key] = _Poller(target, next(self._numbers) * 0.618 % 1)
                 poller.task = self._start(poller)
+        self._serving.clear()
+        for poller in self._pollers.values():
+            if poller.target.serves:
+                self._serving.setdefault(poller.target.host_port, []).append(poller)
 
     def _target(self, endpoint: Endpoint) -> "_Target":
         labels, extraction = endpoint.labels, self._extraction

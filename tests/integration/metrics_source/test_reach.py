@@ -6,6 +6,7 @@ import errno
 import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 
 import pytest
 
@@ -55,6 +56,19 @@ async def test_whom_the_data_plane_cannot_connect_to_is_back_with_the_poll_that_
         assert rig.choices() == ["default/a", "default/c"]
         await eventually(lambda: rig.choices() == ["default/a", "default/b", "default/c"])
         assert (b.asked, c.asked) == (1, 0)
+
+
+async def test_the_data_plane_speaks_of_all_that_serve_at_a_port() -> None:
+    """Of the ranks that share it, and of nobody who was there before."""
+    async with listening(ModelServer()) as shared, listening(ModelServer()) as b:
+        shared.silent = True
+        ranks = [replace(shared.endpoint("a"), id=EndpointId(f"default/a-{rank}"), rank=rank) for rank in (0, 1)]
+        async with running(Rig(SELDOM), *ranks, b.endpoint("b")) as rig:
+            await rig.doubted(ranks[0])
+            assert rig.choices() == ["default/b"]
+            rig.sync([replace(ranks[0], port=b.port), ranks[1]])
+            rig.scraper.doubt(ranks[0].host_port)
+            assert rig.choices() == ["default/a-0"]
 
 
 async def test_a_connection_from_before_is_no_proof_that_others_are_taken() -> None:
