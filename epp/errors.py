@@ -56,6 +56,10 @@ class ResourceExhaustedError(RequestError):
     code = "ResourceExhausted"
 
 
+class NoneOfKindError(ResourceExhaustedError):
+    """None of the candidates is of the kind the request needs, whatever their load."""
+
+
 class InternalError(RequestError):
     """Our bug, or a pool without endpoints where llm-d answers 500."""
 

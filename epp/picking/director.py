@@ -26,7 +26,7 @@ from epp.domain import (
     TokenizedRequest,
     TokenState,
 )
-from epp.errors import InternalError, RequestError, ResourceExhaustedError, ServiceUnavailableError
+from epp.errors import InternalError, NoneOfKindError, RequestError, ServiceUnavailableError
 from epp.extproc import access_log, end_causes
 from epp.extproc.events import Route
 from epp.picking.answer_seen import AnswerSeen
@@ -206,7 +206,7 @@ class Director:
         schedule = self._scheduler.schedule
         try:
             decision = schedule(cycle, decision_id=decision_id, request_id=request_id, only_if_cached=only_if_cached)
-        except ResourceExhaustedError:
+        except NoneOfKindError:
             listed = self._among_subset(self._snapshot().listed, picking.subset)
             if len(listed) == len(picking.candidates):
                 raise

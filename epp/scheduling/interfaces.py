@@ -52,7 +52,12 @@ def in_flight_key(producer: str) -> DataKey[InFlight]:
 
 @runtime_checkable
 class Filter(Protocol):
-    """Removes candidates."""
+    """Removes candidates.
+
+    A filter that judges by labels, so by what endpoints are and not by their load, says so with an attribute `by_labels = True`.
+    Where such filters leave none of those that take connections, the request is scheduled among all that are listed;
+    where others do, it ends with 429.
+    """
 
     name: str
 

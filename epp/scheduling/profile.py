@@ -12,7 +12,7 @@ import math
 from collections.abc import Sequence
 
 from epp.domain import Endpoint, PluginScores, ProfileResult
-from epp.errors import InternalError, RequestError, ResourceExhaustedError
+from epp.errors import InternalError, NoneOfKindError, RequestError, ResourceExhaustedError
 from epp.reporter import Reporter
 from epp.scheduling.interfaces import Cycle, Filter, Picker, Scorer
 
@@ -26,6 +26,7 @@ class Profile:
         """Filters run in order. A weight is a plain factor: never normalised, and zero or negative if so configured."""
         self.name = name
         self._filters = tuple(filters)
+        self._by_labels = tuple(plugin for plugin in filters if getattr(plugin, "by_labels", False))
         self._scorers = tuple(scorers)
         self._picker = picker
         self._reporter = reporter
@@ -33,20 +34,21 @@ class Profile:
     def run(self, cycle: Cycle) -> ProfileResult:
         """Who stayed, what everybody scored, who was chosen (spec/plugins.md 10.1).
 
-        Cost: O(candidates x plugins). Raises ResourceExhaustedError where no candidate is left, InternalError where a filter or
-        the picker is broken.
+        Cost: O(candidates x plugins). Raises ResourceExhaustedError where no candidate is left, its child NoneOfKindError where
+        none would be by labels alone, InternalError where a filter or the picker is broken.
         """
-        candidates = self._filter(cycle)
+        candidates = self._filter(cycle, self._filters)
         if not candidates:
-            raise ResourceExhaustedError("no endpoints available for the given request", dropped_reason="rejected-saturated")
+            error = ResourceExhaustedError if self._filter(cycle, self._by_labels) else NoneOfKindError
+            raise error("no endpoints available for the given request", dropped_reason="rejected-saturated")
         totals = [0.0] * len(candidates)
         said = [self._score(cycle, candidates, scorer, weight, totals) for scorer, weight in self._scorers]
         chosen = self._pick(cycle, candidates, totals)
         return ProfileResult(self.name, candidates, said, totals, chosen)
 
-    def _filter(self, cycle: Cycle) -> Sequence[Endpoint]:
+    def _filter(self, cycle: Cycle, filters: Sequence[Filter]) -> Sequence[Endpoint]:
         candidates = cycle.endpoints
-        for plugin in self._filters:
+        for plugin in filters:
             if not candidates:
                 break
             try:

@@ -1,6 +1,6 @@
 """Reads /metrics of every endpoint, 20 times a second by default, and pushes what it says, and who takes no connections, into the pool state.
 
-One task an endpoint inside one TaskGroup, over one shared HTTP session; at most one request to an endpoint is open.
+One task an endpoint inside one TaskGroup, over shared HTTP sessions; at most one request to an endpoint is open.
 Runs on the event loop; `sync` is level-based and may be called at any time, also before `run`. What a page means is
 decided in epp.sources.engine_metrics. `doubt` tells of an endpoint that the data plane got no connection to.
 
@@ -92,6 +92,8 @@ class MetricsScraper:
         self._ssl = tls_context(self._settings)
         self._wanted: dict[EndpointId, _Target] = {}
         self._pollers: dict[EndpointId, _Poller] = {}
+        self._serving: dict[str, list[_Poller]] = {}
+        """Those that poll where requests go, by that "ip:port"; ranks may share one."""
         self._numbers = itertools.count()
         self._start: Callable[[_Poller], asyncio.Task[None]] | None = None
 
@@ -105,28 +107,27 @@ class MetricsScraper:
 
         Nothing where polls go elsewhere, which could never show it.
         """
-        for poller in self._pollers.values():
-            target = poller.target
-            if target.serves and target.host_port == host_port and poller.reach.doubt(self._now()):
-                self._apply(EndpointReached(target.id, reachable=False))
+        for poller in self._serving.get(host_port, ()):
+            if poller.reach.doubt(self._now()):
+                self._apply(EndpointReached(poller.target.id, reachable=False))
                 poller.hurry()
 
     async def run(self) -> None:
         """Scrape until cancelled."""
-        connector = aiohttp.TCPConnector(limit=0, ssl=self._ssl)
-        # The deadline of a poll is ours: aiohttp's own costs a fifth of the whole poll.
-        no_timeout = aiohttp.ClientTimeout(total=None, sock_connect=None)
         async with (
-            aiohttp.ClientSession(connector=connector, timeout=no_timeout, headers=HEADERS, cookie_jar=aiohttp.DummyCookieJar()) as session,
+            _session(aiohttp.TCPConnector(limit=0, ssl=self._ssl)) as keeping,
+            _session(aiohttp.TCPConnector(limit=0, ssl=self._ssl, force_close=True)) as connecting,
             asyncio.TaskGroup() as group,
         ):
-            self._start = lambda poller: group.create_task(self._poll(session, poller), name=f"scrape {poller.target.id}")
+            sessions = _Sessions(keeping, connecting)
+            self._start = lambda poller: group.create_task(self._poll(sessions, poller), name=f"scrape {poller.target.id}")
             try:
                 self._converge()
                 await asyncio.Event().wait()
             finally:
                 self._start = None
                 self._pollers.clear()
+                self._serving.clear()
 
     def _converge(self) -> None:
         """Make the running pollers equal to the wanted ones."""
@@ -142,6 +143,10 @@ class MetricsScraper:
                 # Spread over the interval, in an order that has no pattern (golden ratio): all at once would make requests wait.
                 poller = self._pollers[key] = _Poller(target, next(self._numbers) * 0.618 % 1)
                 poller.task = self._start(poller)
+        self._serving.clear()
+        for poller in self._pollers.values():
+            if poller.target.serves:
+                self._serving.setdefault(poller.target.host_port, []).append(poller)
 
     def _target(self, endpoint: Endpoint) -> "_Target":
         labels, extraction = endpoint.labels, self._extraction
@@ -151,7 +156,7 @@ class MetricsScraper:
         known = engine if engine in self._readers else extraction.default_engine
         return _Target(endpoint.id, url, endpoint.host_port, endpoint.rank, known, serves=at.port == endpoint.port)
 
-    async def _poll(self, session: aiohttp.ClientSession, poller: "_Poller") -> None:
+    async def _poll(self, sessions: "_Sessions", poller: "_Poller") -> None:
         """Scrape one endpoint until cancelled."""
         loop = asyncio.get_running_loop()
         target, reach = poller.target, poller.reach
@@ -164,7 +169,7 @@ class MetricsScraper:
             await poller.rest(until=due)
             due = min(due, loop.time())
             try:
-                metrics = await self._read(session, target, url, metrics, reach)
+                metrics = await self._read(sessions, target, url, metrics, reach)
             except Exception as error:  # noqa: BLE001  # one endpoint's trouble, of whatever kind, must not end the others
                 failures += 1
                 self._failed(target, error, first=failures == 1)
@@ -177,20 +182,22 @@ class MetricsScraper:
             due = max(due + delay, loop.time() + delay / 2)
 
     async def _read(
-        self, session: aiohttp.ClientSession, target: "_Target", url: URL, before: EndpointMetrics, reach: Reachability
+        self, sessions: "_Sessions", target: "_Target", url: URL, before: EndpointMetrics, reach: Reachability
     ) -> EndpointMetrics:
         """One poll. Raises whatever went wrong."""
+        anew = reach.reachable is False
+        session = sessions.connecting if anew else sessions.keeping
         try:
             async with asyncio.timeout(TIMEOUT_S):
                 page = await _fetch(session, url)
         except Exception as error:
-            self._look(target, reach, await sign_of(error, url, TIMEOUT_S))
+            self._look(target, reach, await sign_of(error, url, TIMEOUT_S), anew=anew)
             raise
-        self._look(target, reach, Sign.ANSWERED)
+        self._look(target, reach, Sign.ANSWERED, anew=anew)
         return self._take(target, page, before)
 
-    def _look(self, target: "_Target", reach: Reachability, sign: Sign) -> None:
-        if reach.saw(sign, self._now()) and target.serves:
+    def _look(self, target: "_Target", reach: Reachability, sign: Sign, *, anew: bool) -> None:
+        if reach.saw(sign, self._now(), anew=anew) and target.serves:
             self._apply(EndpointReached(target.id, bool(reach.reachable)))
 
     def _take(self, target: "_Target", page: bytes, before: EndpointMetrics) -> EndpointMetrics:
@@ -253,6 +260,22 @@ class _Poller:
         self._due = True
         if self._resting is not None and not self._resting.done():
             self._resting.set_result(None)
+
+
+@dataclass(frozen=True, slots=True)
+class _Sessions:
+    """Over what connections polls go."""
+
+    keeping: aiohttp.ClientSession
+    """Connections that are kept: cheap, and they go on where no others are taken."""
+    connecting: aiohttp.ClientSession
+    """A new connection each poll, for endpoints that are not reachable, so that an answer shows that they are."""
+
+
+def _session(connector: aiohttp.TCPConnector) -> aiohttp.ClientSession:
+    # The deadline of a poll is ours: aiohttp's own costs a fifth of the whole poll.
+    no_timeout = aiohttp.ClientTimeout(total=None, sock_connect=None)
+    return aiohttp.ClientSession(connector=connector, timeout=no_timeout, headers=HEADERS, cookie_jar=aiohttp.DummyCookieJar())
 
 
 class _StatusError(Exception):

@@ -3,7 +3,7 @@
 Pure: told what each poll was a sign of (`poll_sign`) and when; used by `metrics`, one instance a poller. Measured is connecting, not answering:
 an engine that takes the connection and says nothing, or nothing of use, is reachable. Refused connections are sure and quick; a connection
 that nobody takes may be one packet lost, and is believed after a while. The data plane's word that it got no connection is believed at once,
-until a poll says otherwise.
+until a poll over a new connection says otherwise: one that was made before goes on where no other is taken.
 """
 
 from enum import Enum
@@ -41,7 +41,7 @@ class Reachability:
         self._refusals = 0
         self._silent_since: float | None = None
         self._doubted = False
-        """The data plane was believed, and no poll has shown anything since."""
+        """The data plane was believed, and no poll begun since has shown anything."""
         self._unbelieved_until: float | None = None
 
     def doubt(self, now: float) -> bool:
@@ -52,8 +52,13 @@ class Reachability:
         self._doubted = self._doubted or news
         return news
 
-    def saw(self, sign: Sign, now: float) -> bool:
-        """The next poll's sign; `now` in monotonic seconds. True: that is news of `reachable`."""
+    def saw(self, sign: Sign, now: float, *, anew: bool) -> bool:
+        """The next poll's sign; `now` in monotonic seconds. True: that is news of `reachable`.
+
+        `anew`: it was begun while `reachable` was False, so over a new connection.
+        """
+        if self.reachable is False and not anew:
+            return False  # it was under way when the data plane was believed
         # In a row means in a row: each sign ends what others began, also an unclear one.
         self._refusals = self._refusals + 1 if sign is Sign.REFUSED else 0
         if sign is not Sign.SILENT:

@@ -15,6 +15,8 @@ DECODES = frozenset((None, "decode", "prefill-decode", "both", "encode-prefill-d
 class DecodeFilter:
     """Drops endpoints whose role label names only other stages."""
 
+    by_labels = True
+
     def __init__(self, name: str, params: NoParams, collaborators: Collaborators) -> None:
         self.name = name
 

@@ -38,6 +38,8 @@ class ModelServer:
         self.asked = 0
         self.awake = asyncio.Event()
         self.port = 0
+        self.site: web.TCPSite
+        """Where it takes connections; those there are go on when it is stopped."""
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         self.asked += 1
@@ -61,7 +63,8 @@ async def listening(server: ModelServer, port: int = 0, tls: ssl.SSLContext | No
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
     await runner.setup()
     try:
-        await web.TCPSite(runner, "127.0.0.1", port, ssl_context=tls, reuse_address=True).start()
+        server.site = web.TCPSite(runner, "127.0.0.1", port, ssl_context=tls, reuse_address=True)
+        await server.site.start()
         server.port = runner.addresses[0][1]
         yield server
     finally:

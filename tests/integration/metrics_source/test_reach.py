@@ -5,7 +5,8 @@ import contextlib
 import errno
 import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 
 import pytest
 
@@ -55,6 +56,50 @@ async def test_whom_the_data_plane_cannot_connect_to_is_back_with_the_poll_that_
         assert rig.choices() == ["default/a", "default/c"]
         await eventually(lambda: rig.choices() == ["default/a", "default/b", "default/c"])
         assert (b.asked, c.asked) == (1, 0)
+
+
+async def test_the_data_plane_speaks_of_all_that_serve_at_a_port() -> None:
+    """Of the ranks that share it, and of nobody who was there before."""
+    async with listening(ModelServer()) as shared, listening(ModelServer()) as b:
+        shared.silent = True
+        ranks = [replace(shared.endpoint("a"), id=EndpointId(f"default/a-{rank}"), rank=rank) for rank in (0, 1)]
+        async with running(Rig(SELDOM), *ranks, b.endpoint("b")) as rig:
+            await rig.doubted(ranks[0])
+            assert rig.choices() == ["default/b"]
+            rig.sync([replace(ranks[0], port=b.port), ranks[1]])
+            rig.scraper.doubt(ranks[0].host_port)
+            assert rig.choices() == ["default/a-0"]
+
+
+async def test_a_connection_from_before_is_no_proof_that_others_are_taken() -> None:
+    """The port is closed while what was connected goes on: such answers do not contradict the data plane, a new connection does."""
+    a = ModelServer()
+    async with listening(a), listening(ModelServer()) as b, running(Rig(), a.endpoint("a"), b.endpoint("b")) as rig:
+        await eventually(lambda: rig.applied["default/a"] > 0)
+        async with AsyncExitStack() as later:
+            await a.site.stop()
+            asked = a.asked
+            await eventually(lambda: a.asked > asked + 3)
+            assert rig.choices() == ["default/a", "default/b"]
+            rig.scraper.doubt(a.endpoint("a").host_port)
+            await eventually(lambda: rig.notes.failures["default/a", "connect"] >= 2)
+            assert rig.choices() == ["default/b"]
+            await later.enter_async_context(listening(ModelServer(), a.port))
+            await eventually(lambda: rig.choices() == ["default/a", "default/b"])
+
+
+async def test_a_poll_from_before_is_no_proof_that_connections_are_taken() -> None:
+    """It was under way when the data plane failed to connect, and says nothing of now."""
+    async with listening(ModelServer()) as slow, listening(ModelServer()) as b, running(Rig(), b.endpoint("b")) as rig:
+        slow.silent = True
+        rig.sync([slow.endpoint("a"), b.endpoint("b")])
+        await eventually(lambda: slow.asked == 1)
+        rig.scraper.doubt(slow.endpoint("a").host_port)
+        await slow.site.stop()
+        slow.awake.set()
+        await eventually(lambda: rig.notes.failures["default/a", "connect"] >= 1)
+        assert rig.choices() == ["default/b"]
+        assert rig.applied["default/a"] == 2, "the data plane's word and a page, nothing that contradicts it"
 
 
 async def test_a_server_that_does_not_listen_yet_is_no_choice() -> None:

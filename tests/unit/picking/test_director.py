@@ -1,11 +1,14 @@
 """Picking: every refusal is the documented one, and a route says what is changed on the way."""
 
+from collections.abc import Sequence
+
 import pytest
 
 from epp.datastore import EndpointReached
-from epp.domain import EndCause, EndpointId, RequestEnd
+from epp.domain import EndCause, Endpoint, EndpointId, RequestEnd
 from epp.errors import BadRequestError, InternalError, PreconditionFailedError, ResourceExhaustedError, ServiceUnavailableError
 from epp.plugins.filters.decode import DecodeFilter
+from epp.scheduling.interfaces import Cycle, Filter
 from epp.scheduling.params import NoParams
 from epp.scheduling.registry import Collaborators
 from tests.unit.picking.rig import Rig
@@ -104,6 +107,47 @@ def test_where_all_that_decode_take_no_connections_they_are_to_choose_from(
     else:
         assert rig.route(subset=named).destination == f"10.0.0.{chosen}:8000"
         assert rig.ledger.in_flight == 1
+
+
+class Headroom:
+    """Drops the endpoints that it takes for saturated."""
+
+    name = "headroom"
+
+    def __init__(self, saturated: str) -> None:
+        self._saturated = saturated
+
+    def filter(self, cycle: Cycle, candidates: Sequence[Endpoint]) -> Sequence[Endpoint]:
+        return [endpoint for endpoint in candidates if endpoint.address[-1] not in self._saturated]
+
+
+@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize(
+    ("roles", "saturated", "unreachable", "chosen"),
+    [
+        (["both"] * 3, "123", "", None),
+        (["both"] * 3, "12", "3", None),
+        (["both"] * 3, "1", "3", "2"),
+        (["prefill", "decode", "decode"], "2", "3", None),
+        (["prefill", "decode", "decode"], "", "23", "2"),
+        (["prefill", "decode", "decode"], "2", "23", "3"),
+        (["prefill", "decode", "decode"], "1", "23", "2"),
+        (["prefill", "decode", "decode"], "23", "23", None),
+    ],
+)
+def test_shed_load_does_not_go_where_nobody_listens(
+    order: int, roles: Sequence[str], saturated: str, unreachable: str, chosen: str | None
+) -> None:
+    """Who is saturated now may have room later: that is 429, and only where nobody of a kind takes connections is it tried nevertheless."""
+    filters: list[Filter] = [DecodeFilter("decode", NoParams(), Collaborators()), Headroom(saturated)]
+    rig = Rig("10.0.0.1", "10.0.0.2", "10.0.0.3", roles=roles, filters=filters[::order])
+    for host in unreachable:
+        rig.pool.apply(EndpointReached(EndpointId(f"10.0.0.{host}"), reachable=False))
+    if chosen is None:
+        with pytest.raises(ResourceExhaustedError):
+            rig.route()
+    else:
+        assert rig.route().destination == f"10.0.0.{chosen}:8000"
 
 
 def test_an_empty_pool_is_503_with_a_body_and_500_without() -> None:

@@ -43,19 +43,30 @@ SIGNS = {"a": Sign.ANSWERED, "r": Sign.REFUSED, "s": Sign.SILENT, "?": Sign.UNCL
         ("adrdad", False),
         ("arrdad", False),
         ("arrad", False),
+        ("dA", False),
+        ("adA", False),
+        ("adAr", False),
+        ("adAa", True),
+        ("adAad", True),
+        ("adAd", False),
+        ("adRr", False),
+        ("adRa", True),
+        ("arrA", False),
+        ("aRR", False),
     ],
 )
 def test_what_is_seen(seen: str, reachable: bool | None) -> None:  # noqa: FBT001  # a parameter of the test
     """One second apart, polls: a = answered, r = refused, s = silent, ? = unclear; d = the data plane got no connection.
 
     It is believed at once, until a poll is answered; where that was the next one, it is not believed again for ten seconds.
+    A poll that was under way when it was believed (capital letters) is neither.
     """
     reach = Reachability()
     for second, what in enumerate(seen):
         if what == "d":
             reach.doubt(float(second))
         else:
-            reach.saw(SIGNS[what], float(second))
+            reach.saw(SIGNS[what.lower()], float(second), anew=reach.reachable is False and what.islower())
     assert reach.reachable is reachable
 
 
@@ -63,7 +74,8 @@ def test_each_change_is_news_once() -> None:
     """So that it is told and logged once."""
     reach = Reachability()
     polls = [("a", 0.0), ("a", 0.0), ("r", 0.0), ("r", 0.0), ("r", 0.0), ("s", 0.0), ("s", 2 * SILENT_S), ("a", 0.0), ("a", 0.0)]
-    news = [reach.saw(SIGNS[sign], at) for sign, at in polls]
+    news = [reach.saw(SIGNS[sign], at, anew=True) for sign, at in polls]
     assert news == [True, False, False, True, False, False, False, True, False]
-    assert [reach.doubt(0.0), reach.doubt(0.0), reach.saw(Sign.REFUSED, 0.0), reach.saw(Sign.REFUSED, 0.0)] == [True, False, False, False]
-    assert [reach.saw(Sign.ANSWERED, 0.0), reach.doubt(UNBELIEVED_S)] == [True, True]
+    assert [reach.doubt(0.0), reach.doubt(0.0)] == [True, False]
+    assert [reach.saw(sign, 0.0, anew=True) for sign in (Sign.REFUSED, Sign.REFUSED, Sign.ANSWERED)] == [False, False, True]
+    assert reach.doubt(UNBELIEVED_S)
