@@ -85,6 +85,7 @@ class StreamThread:
         self._reads_bound = True
         """The turn before this one did."""
         self._bound_unread_s = 0.0
+        """Excused before the next message is read, or time would count twice: as excused, and as passed since the one before."""
         self._streams: dict[int, Stream] = {}
         self._replaying: set[Stream] = set()
         self._want_replay: deque[Stream] = deque()
