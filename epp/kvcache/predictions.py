@@ -3,14 +3,15 @@
 A prediction is the chain of block keys of one prompt that went to one endpoint, of which the leading ones are known to be
 cached there. The engine then stores the others, in order: each of them seen confirms the tokens, the template, the LoRA
 name, the salt and the block size they were made of; the last one ends the prefill. If none of them comes, and a chain comes
-instead that starts where ours should go on and differs inside the prompt, the prediction is contradicted, and the difference names
-the likely cause. A chain that another prediction explains says nothing; neither do blocks beyond the prompt.
+instead that starts where ours should go on and differs inside the prompt, the prediction is contradicted, and the difference
+names the likely cause. A chain that another prediction explains says nothing; neither do blocks beyond the prompt.
 
-What is predicted as cached is confirmed by not being stored again, from the first block to the last it should find there: an engine
-that does has lost its cache without a word, unless it said that it evicted one of these two, or another request was to compute this chain
-from its first block on. So a request whose blocks are all cached expects nothing: it is confirmed, and the end of its prefill shows
-nowhere. Only blocks that events confirmed count as cached: one that is speculated may be as wrong as the tokens it was made of. One found block
-alone tells nothing: speculative decoding leaves out the last one, and a prompt of one block is always computed.
+What is predicted as cached is confirmed by not being stored again, from the first block to the last it should find there: an
+engine that does has lost its cache without a word, unless it said that it evicted one of these two, or another request was
+to compute this chain from its first block on. So a request whose blocks are all cached expects nothing: it is confirmed, and
+the end of its prefill shows nowhere. Only blocks that events confirmed count as cached: one that is speculated may be as
+wrong as the tokens it was made of. One found block alone tells nothing: speculative decoding leaves out the last one, and a
+prompt of one block is always computed.
 
 Settled some time after the answer ended, because engines publish a step's events with its outputs. Used by `index`, on the
 event loop; `now` is injected. Cost: a lookup for each block an endpoint stores while predictions are open there.

@@ -31,7 +31,8 @@ MAX_NAMED = 10
 
 # What of KV events could not be used, where a word alone does not say what to do.
 _KV_REMEDIES = {
-    "flood": "more than an engine can have to say, so nobody listens for 5 s; an SGLang of this speed needs --page-size 16 or more",
+    "flood": "more than an engine can have to say; what came is dropped, and learnt later where a replay can tell; "
+    "an SGLang of this speed needs --page-size 16 or more",
     "topic": "a topic that kvEventsConfig.topicFilter does not begin",
     "unknown_pod": "an engine that connected to us names an address that no endpoint has, or several have",
     "both_directions": "it connects to us, and we to it: one of the two is enough",

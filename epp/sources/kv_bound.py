@@ -87,8 +87,9 @@ class BoundSocket:
 
     def excuse(self, seconds: float) -> None:
         """Nobody looked for so long."""
+        now = self._host.now()
         for speaker in self._speakers.values():
-            speaker.allowed.excuse(seconds)
+            speaker.allowed.excuse(seconds, now)
 
     def close(self) -> None:
         """Stop listening."""

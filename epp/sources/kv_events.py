@@ -231,11 +231,14 @@ class KvEventSource:
         self._reporter.kv_event_error(endpoint, reason)
         for key in self._keys_of(endpoint):
             named = self._named.get(key, set())
-            if ranks is not None and named.union((key[1],)).isdisjoint(ranks):
-                continue
-            if named:  # it connected to us, and has nothing to replay
-                self._clear(key)
-            self._thread.distrust(self._open[key].token)
+            doubted = named.union((key[1],))
+            if ranks is not None:
+                doubted.intersection_update(ranks)
+            if named:  # they connected to us, and have nothing to replay
+                for rank in doubted:
+                    self._index.clear(endpoint, rank)
+            if key[1] in doubted:
+                self._thread.distrust(self._open[key].token)
 
     def _keys_of(self, endpoint: EndpointId) -> list[StreamKey]:
         return [key for key in self._open if key[0] == endpoint]

@@ -41,6 +41,8 @@ class Inbox:
         self._shares: dict[int, _Share] = {}
         self._ringing = False
         """A drain is scheduled or under way. One at a time, or what comes during each schedules more of them, and a turn of the loop has no end."""
+        self._scheduled = False
+        """The drain that goes on with what the last one left is; the loop alone changes it."""
         self._put = self._taken = 0
         """Bytes so far: each is counted by one thread alone."""
 
@@ -59,7 +61,7 @@ class Inbox:
         self._waiting.append((token, delivery, size, share))
         if not self._ringing:
             self._ringing = True
-            self._loop.call_soon_threadsafe(self._drain)
+            self._loop.call_soon_threadsafe(self._on_ring)
 
     def is_full(self) -> bool:
         """The loop has more than enough to apply."""
@@ -74,13 +76,20 @@ class Inbox:
         """Its stream delivers no more."""
         self._shares.pop(token, None)
 
+    def _on_ring(self) -> None:
+        # A drain may see what this ring was for before it stops, and go on: the one it scheduled sees whatever else was put.
+        if not self._scheduled:
+            self._drain()
+
     def _drain(self) -> None:
         """Handle what waits, for one slice of time."""
+        self._scheduled = False
         more = True  # also where something could not be handled, which costs itself
         try:
             more = self._handle_some(self._clock() + SLICE_S)
         finally:
             if more:
+                self._scheduled = True
                 self._loop.call_soon(self._drain)
 
     def _handle_some(self, until: float) -> bool:

@@ -27,10 +27,11 @@ BYTES_A_TURN: Final = 512 << 10
 DRAIN_S: Final = 0.005
 # What the event loop is behind with is looked at again after so long.
 CATCH_UP_S: Final = 0.005
-# The thread looks at its sockets this often at least. Where it did not for twice as long it stood still, with its machine or for want of a CPU, and what
-# engines sent meanwhile comes at once: so much of it is no flood.
+# The thread looks at its sockets this often at least. Where it did not for twice as long it stood still, with its machine or for
+# want of a CPU, and what engines sent meanwhile comes at once: so much of it is no flood, if it comes soon.
 LOOK_S: Final = 1.0
 MAX_EXCUSED_S: Final = 30.0
+EXCUSE_LASTS_S: Final = 10.0
 # Blocks in one part handed to the event loop.
 BLOCKS_A_PART: Final = 512
 # No engine publishes faster than this for long: (a second, at once).
@@ -126,24 +127,29 @@ def size_of(delivery: Delivery) -> int:
 class Allowance:
     """Token bucket: so much a second, and so much at once. Pure."""
 
-    __slots__ = ("_at", "_left", "_limit", "_rate")
+    __slots__ = ("_at", "_excused_until", "_left", "_limit", "_rate")
 
     def __init__(self, rate_and_burst: tuple[int, int], now: float) -> None:
         self._rate, self._limit = rate_and_burst
-        self._left = float(self._limit)
-        self._at = now
+        self._left: float = self._limit
+        self._at = self._excused_until = now
 
     def take(self, amount: int, now: float) -> bool:
         """Spend; False: that was more than there is."""
         if self._left < self._limit:
             self._left = min(self._limit, self._left + (now - self._at) * self._rate)
+        elif now >= self._excused_until:
+            self._left = self._limit
         self._left -= amount
         self._at = now
         return self._left >= 0
 
-    def excuse(self, seconds: float) -> None:
-        """Nobody looked for so long: what may come in that time may come at once, on top."""
-        self._left = max(self._left, self._limit + seconds * self._rate)
+    def excuse(self, seconds: float, now: float) -> None:
+        """Nobody looked for so long: what may come in that time may come at once, on top, within some seconds."""
+        self.take(0, max(self._at, now - seconds))
+        self._left = min(self._left + seconds * self._rate, self._limit + MAX_EXCUSED_S * self._rate)
+        self._at = now
+        self._excused_until = now + EXCUSE_LASTS_S
 
 
 class Allowances:
@@ -155,7 +161,7 @@ class Allowances:
         self.messages, self.volume = Allowance(MESSAGES_ALLOWED, now), Allowance(BYTES_ALLOWED, now)
         self.blocks, self.waste = Allowance(BLOCKS_ALLOWED, now), Allowance(WASTE_ALLOWED, now)
 
-    def excuse(self, seconds: float) -> None:
+    def excuse(self, seconds: float, now: float) -> None:
         """Nobody looked for so long."""
         for allowance in (self.messages, self.volume, self.blocks, self.waste):
-            allowance.excuse(seconds)
+            allowance.excuse(seconds, now)

@@ -1,8 +1,8 @@
 """Which endpoint an engine that connected to us is (spec/deploy.md 1.9), and what it said before that was known.
 
 A topic names a pod by IP, with or without the serving port. With a port the endpoint is the one that serves there; without,
-the one at this address whose rank is the batch's, or the only one at this address, which may have ranks that no endpoint stands for. Engines speak before discovery lists
-them: what they say waits, bounded; the oldest gives way.
+the one at this address whose rank is the batch's, or the only one at this address, which may have ranks that no endpoint
+stands for. Engines speak before discovery lists them: what they say waits, bounded; the oldest gives way.
 
 Pure; one instance, used by `kv_events` on the event loop.
 """

@@ -129,7 +129,7 @@ class Stream:
 
     def excuse(self, seconds: float) -> None:
         """Nobody looked for so long."""
-        self._allowed.excuse(seconds)
+        self._allowed.excuse(seconds, self._host.now())
 
     def check(self) -> None:
         """Make sure that nothing was lost at the end."""

@@ -82,6 +82,10 @@ class StreamThread:
         self.drain_until = 0.0
         """When this turn looks for no more messages that could be received."""
         self._looked = clock()
+        self._reads_bound = True
+        """The turn before this one did."""
+        self._bound_unread_s = 0.0
+        """Excused before the next message is read, or time would count twice: as excused, and as passed since the one before."""
         self._streams: dict[int, Stream] = {}
         self._replaying: set[Stream] = set()
         self._want_replay: deque[Stream] = deque()
@@ -190,7 +194,7 @@ class StreamThread:
 
     def _turn(self) -> None:
         if self._behind():
-            self._excuse()
+            self._excuse(reads_bound=False)
             for stream in tuple(self._replaying):
                 stream.receive_replies()
             self.drain_until = self.now() + DRAIN_S
@@ -201,7 +205,7 @@ class StreamThread:
         deadline = min((stream.deadline for stream in self._streams.values()), default=_FOREVER)
         wait_ms = int(min(max(0.0, deadline - self.now()), LOOK_S) * 1000) + (deadline > 0)
         readable = dict(self.poller.poll(wait_ms))
-        self._excuse()
+        self._excuse(reads_bound=True)
         for stream in tuple(self._replaying):
             stream.receive_replies()
         self.drain_until = self.now() + DRAIN_S
@@ -217,15 +221,20 @@ class StreamThread:
             self._want_replay.popleft().replay_may_run()
         self._obey(wait_ms=0)
 
-    def _excuse(self) -> None:
-        """Of what comes at once because nobody looked, no engine is to blame."""
+    def _excuse(self, *, reads_bound: bool) -> None:
+        """Of what comes at once because nobody looked, no engine is to blame; nor those that connect, of what we left unread."""
         before, self._looked = self._looked, self.now()
-        stood_still = self._looked - before
-        if stood_still > 2 * LOOK_S:
+        passed = self._looked - before
+        stood_still = passed > 2 * LOOK_S
+        if stood_still:
             for stream in self._streams.values():
-                stream.excuse(min(stood_still, MAX_EXCUSED_S))
-            if self._bound is not None:
-                self._bound.excuse(min(stood_still, MAX_EXCUSED_S))
+                stream.excuse(min(passed, MAX_EXCUSED_S))
+        if stood_still or not self._reads_bound:
+            self._bound_unread_s += passed
+        self._reads_bound = reads_bound
+        if self._bound is not None and reads_bound and self._bound_unread_s:
+            self._bound.excuse(min(self._bound_unread_s, MAX_EXCUSED_S))
+            self._bound_unread_s = 0.0
 
     def _obey(self, *, wait_ms: int) -> None:
         if self._door.poll(wait_ms):

@@ -95,11 +95,27 @@ async def test_ranks_behind_one_port_have_caches_of_their_own(bound: Rig, publis
     assert bound.hit_tokens("a", PROMPT) == 16
 
     bound.source.reconcile(a.id, EndpointMetrics(num_blocks=3))
-    assert bound.index.gpu_blocks(a.id) == {}
+    assert bound.index.gpu_blocks(a.id) == {1: 2}
     await again.store([7, *PROMPT])
-    await eventually(lambda: bound.index.blocks(a.id) == 4)
+    await eventually(lambda: bound.index.blocks(a.id) == 6)
     bound.source.sync([])
     assert bound.index.blocks(a.id) == 0
+
+
+@pytest.mark.parametrize("overfull", [0, 2])
+async def test_a_rank_that_seems_to_hold_more_than_it_has_costs_the_others_nothing(bound: Rig, publish: Publish, overfull: int) -> None:
+    """None behind this port can say again what it holds, so what the others said is kept, whichever it is."""
+    a, topic = an_endpoint("a", "10.0.0.5"), b"kv@10.0.0.5@tiny"
+    bound.source.sync([a])
+    for rank in range(4):
+        engine = publish(connect=bound.source.bound_url, topic=topic, rank=rank)
+        await engine.subscribed()
+        await engine.store(PROMPT if rank == overfull else OTHER[:8])
+    await eventually(lambda: bound.index.gpu_blocks(a.id) == {rank: 4 if rank == overfull else 2 for rank in range(4)})
+
+    bound.source.reconcile(a.id, EndpointMetrics(num_blocks=3))
+    assert bound.notes.errors == [(a.id, "more_blocks_than_the_engine_has")]
+    assert bound.index.gpu_blocks(a.id) == {rank: 2 for rank in range(4) if rank != overfull}
 
 
 async def test_an_engine_that_restarts_is_another_one(bound: Rig, publish: Publish) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from epp import names
 from epp.domain import Endpoint, EndpointId, EndpointMetrics
+from epp.sources.kv_inbox import Inbox
 from epp.testing.waiting import eventually
 from tests.integration.kv_events.publisher import QUICK, Publisher, Rig, endpoint
 
@@ -200,6 +201,44 @@ async def test_it_is_known_how_far_the_caches_are_known(rig: Rig, publish: Publi
     await eventually(lambda: rig.source.learnt().blocks == 4)
     learnt = rig.source.learnt()
     assert (learnt.told, learnt.endpoints, learnt.without_replay) == (1, 2, ["b"])
+
+
+@pytest.mark.parametrize(("steps", "floods"), [(20, False), (1, True)])
+async def test_what_waited_at_an_engine_that_connects_for_a_busy_event_loop_is_no_flood(
+    publish: Publish,
+    monkeypatch: pytest.MonkeyPatch,
+    steps: int,
+    floods: bool,  # noqa: FBT001  # a parameter
+) -> None:
+    """What an engine said in ten seconds of that comes at once, and is applied; as much of half a second is a flood."""
+    now, left, busy = 100.0, 0, False
+
+    def is_full(_: Inbox) -> bool:
+        """Asked once a turn of the thread, which turns often while the loop is busy."""
+        nonlocal now, left, busy
+        if left:
+            left -= 1
+            now += 0.5
+            busy = bool(left)
+        return busy
+
+    monkeypatch.setattr(Inbox, "is_full", is_full)
+    rig = Rig(clock=lambda: now, bind="tcp://127.0.0.1:*", discover=False)
+    pod = publish(connect=rig.source.bound_url, topic=b"kv@127.0.0.1:8000@m")
+    rig.source.sync([endpoint("a", pod)])
+    await pod.subscribed()
+    await pod.store(PROMPT)
+    await eventually(lambda: rig.hit_tokens("a", PROMPT) == 16)
+
+    busy = True
+    for _ in range(8_000):
+        await pod.publish([{"type": "BlockRemoved", "block_hashes": [1], "medium": "GPU"}])
+    await pod.store(OTHER)
+    left = steps
+    await eventually(lambda: rig.hit_tokens("a", OTHER) == 16 or bool(rig.notes.errors))
+    await rig.source.stop()
+    assert ("flood" in {reason for _, reason in rig.notes.errors}) == floods
+    assert floods or not rig.notes.gaps
 
 
 @pytest.mark.parametrize("direction", ["we connect", "they connect"])

@@ -76,7 +76,7 @@ def test_events_that_cannot_be_used_come_with_a_remedy(lines: Lines) -> None:
         reporter.kv_event_error(A, "flood")
     reporter.kv_event_error(A, "block_size")
     first, tenth, other = lines()
-    assert first.startswith("KV events of team/a: flood (more than an engine can have to say")
+    assert first.startswith("KV events of team/a: flood (more than an engine can have to say; what came is dropped, ")
     assert "--page-size" in first
     assert tenth.startswith(first)
     assert other == "KV events of team/a: block size"

@@ -2,7 +2,8 @@
 
 import asyncio
 import itertools
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -43,6 +44,55 @@ def test_what_comes_while_others_are_handled_takes_no_more_of_a_turn(loop: async
     loop.run_forever()
     assert max(a_turn) <= 5
     assert sum(a_turn[-10:]) > 10
+
+
+class Interrupted(deque[tuple[int, Delivery, int, object]]):
+    """At one look whether anything waits, the thread's `put` comes in between."""
+
+    def __init__(self, looks: int, put: Callable[[], None]) -> None:
+        super().__init__()
+        self._looks, self._put = looks, put
+
+    def __bool__(self) -> bool:
+        self._looks -= 1
+        if not self._looks:
+            self._put()
+        return len(self) > 0
+
+
+@pytest.mark.parametrize("look", range(1, 6))
+def test_a_ring_at_whatever_moment_begins_no_second_drain(loop: asyncio.AbstractEventLoop, look: int) -> None:
+    """A turn of the loop has one slice for deliveries, and what was put at that moment is handled, whichever it was."""
+    ticks = itertools.count()
+    handled, a_turn = 0, []
+
+    def handle(_token: int, _delivery: Delivery) -> None:
+        nonlocal handled
+        handled += 1
+
+    inbox = Inbox(handle, clock=lambda: next(ticks) * SLICE_S / 4)
+
+    def put() -> None:
+        for _ in range(100):
+            inbox.put(1, Failed("meanwhile"))
+
+    inbox._waiting = Interrupted(look, put)  # type: ignore[assignment]  # nothing else of it tells when the loop looks
+    inbox.open(loop)
+    for _ in range(3):
+        inbox.put(1, Failed("first"))
+
+    def turn(before: int) -> None:
+        a_turn.append(handled - before)
+        if len(a_turn) < 100:
+            loop.call_soon(turn, handled)
+        else:
+            loop.stop()
+
+    loop.call_soon(turn, 0)
+    loop.run_forever()
+    assert max(a_turn) <= 5
+    assert handled == 103
+    assert not inbox.has_enough_of(1)
 
 
 def test_nothing_that_was_put_is_left_lying(loop: asyncio.AbstractEventLoop) -> None:
