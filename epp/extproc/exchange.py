@@ -219,9 +219,8 @@ class Exchange:
                     return [self._reject(too_large(self._max_body_bytes))]
                 return self._pick(event.data)
             gathering = self._gathering = Gathering(self._max_body_bytes, self._room)
-        try:
-            gathering.add(event.data)
-        except RequestError as error:
+        error = gathering.add(event.data)
+        if error is not None:
             return [self._reject(error)]
         return self._pick(gathering.body()) if event.end_of_stream else ()
 

@@ -6,7 +6,7 @@ Pure. One BodyRoom for all exchanges of a process; a Gathering belongs to one ex
 from io import BytesIO
 from typing import Final
 
-from epp.errors import PayloadTooLargeError, ResourceExhaustedError
+from epp.errors import PayloadTooLargeError, RequestError, ResourceExhaustedError
 
 # All bodies that are still coming, together: slow clients with long prompts must not take the picker down with them.
 ALL_BODIES_BYTES: Final = 1 << 30
@@ -38,14 +38,15 @@ class Gathering:
         self._rest: BytesIO | None = None
         """All of it, from the second chunk on."""
 
-    def add(self, data: bytes) -> None:
-        """Keep a chunk. Raises RequestError where it is too much."""
+    def add(self, data: bytes) -> RequestError | None:
+        """Keep a chunk; the error that it is too much, or None."""
+        # Not raised: the trace would keep bodies alive until cycles are collected, 20 MiB of them in a soak.
         self._size += len(data)
         self._room.taken += len(data)
         if self._size > self._max_bytes:
-            raise too_large(self._max_bytes)
+            return too_large(self._max_bytes)
         if self._room.taken > self._room.limit and self._size > SMALL_BYTES:
-            raise ResourceExhaustedError("too many large request bodies are under way, try again later")
+            return ResourceExhaustedError("too many large request bodies are under way, try again later")
         if not self._first:
             self._first = data
         elif data:
@@ -53,6 +54,7 @@ class Gathering:
                 self._rest = BytesIO()
                 self._rest.write(self._first)
             self._rest.write(data)
+        return None
 
     def body(self) -> bytes:
         """What has come. Nothing is added afterwards, and the room stays taken until `drop`."""
