@@ -9,7 +9,7 @@ from epp.config.document import PluginSpec
 from epp.config.draft import Draft
 from epp.config.effective import Plugin
 from epp.config.known import ALIASES, REMEDIES, RENAMED, TYPES
-from epp.config.nodes import Node, did_you_mean
+from epp.config.nodes import Node, closest, did_you_mean
 from epp.scheduling.params import NoParams
 from epp.scheduling.registry import PluginType
 
@@ -47,7 +47,10 @@ class Declarations:
         elif written in TYPES:
             message = f"{written!r} is {NOT_SUPPORTED_YET}" + (f"; {REMEDIES[written]}" if written in REMEDIES else "")
         elif written:
-            hint = did_you_mean(written, TYPES | set(self.draft.registry)) or f"; supported are {', '.join(sorted(self.draft.registry))}"
+            known = TYPES | set(self.draft.registry)
+            hint = did_you_mean(written, known) or f"; supported are {', '.join(sorted(self.draft.registry))}"
+            if not spec.name and (meant := closest(written, known)):
+                self.draft.meant.add(meant)
             message = f"unknown {written!r}{hint}"
         else:
             message = "is empty"

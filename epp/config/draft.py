@@ -19,6 +19,8 @@ class Draft:
     plugins: dict[str, Plugin] = field(default_factory=dict)
     broken: set[str] = field(default_factory=set)
     """Declared names whose plugin could not be decoded: references to them are no further problem."""
+    meant: set[str] = field(default_factory=set)
+    """Names that plugins would have if their types were not misspelt: likewise."""
     warnings: list[str] = field(default_factory=list)
 
     def warn(self, place: Place, message: str) -> None:
@@ -28,7 +30,7 @@ class Draft:
 
     def referred(self, reference: str, place: Place) -> Plugin | None:
         """The plugin a reference names, or None; notes a problem where nothing of that name is declared."""
-        if reference in self.plugins or reference in self.broken:
+        if reference in self.plugins or reference in self.broken or reference in self.meant:
             return self.plugins.get(reference)
         if not reference:
             self.problems.add(place, "pluginRef is empty; name a plugin of the list plugins")

@@ -76,8 +76,13 @@ class Problems:
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """ ", did you mean 'x'?", or nothing where no known word is close."""
-    close = get_close_matches(word, list(known), n=1)
-    return f", did you mean {close[0]!r}?" if close else ""
+    close = closest(word, known)
+    return f", did you mean {close!r}?" if close else ""
+
+
+def closest(word: str, known: Iterable[str]) -> str:
+    """The known word that is likely to be meant, or nothing where none is close."""
+    return next(iter(get_close_matches(word, list(known), n=1)), "")
 
 
 def parse(text: str, source: str) -> Node:

@@ -145,6 +145,16 @@ def test_a_mistake_is_told_with_place_and_remedy(text: str, message: str) -> Non
     assert all(line.startswith("c.yaml: ") for line in told.splitlines())
 
 
+def test_what_a_misspelt_plugin_is_called_elsewhere_is_no_second_mistake() -> None:
+    """Mending the one place mends the profile, too: nothing sends the reader to another plugin."""
+    text = """
+plugins: [{type: queue-scorrer}, {type: random-picker}]
+schedulingProfiles: [{name: a, plugins: [{pluginRef: queue-scorer}, {pluginRef: random-picker}]}]"""
+    with pytest.raises(ConfigError) as caught:
+        config.load(HEAD + text, "c.yaml", REGISTRY)
+    assert str(caught.value) == "c.yaml: line 4: plugins[0].type: unknown 'queue-scorrer', did you mean 'queue-scorer'?"
+
+
 def test_all_mistakes_are_told_at_once_in_order() -> None:
     """A user mends the file once, not once a mistake."""
     told = refused("plugins:\n- {type: queue-scorrer}\n- {type: decode-filter, nam: x}\nfeatureGates: [x]\nunknown: 1")
