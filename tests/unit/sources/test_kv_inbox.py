@@ -18,10 +18,26 @@ def loop() -> Iterator[asyncio.AbstractEventLoop]:
     loop.close()
 
 
+def handled_a_turn(loop: asyncio.AbstractEventLoop, handled: Callable[[], int]) -> list[int]:
+    """How many more are handled in each of a hundred turns of the loop."""
+    totals = [0]
+
+    def turn() -> None:
+        totals.append(handled())
+        if len(totals) <= 100:
+            loop.call_soon(turn)
+        else:
+            loop.stop()
+
+    loop.call_soon(turn)
+    loop.run_forever()
+    return [after - before for before, after in itertools.pairwise(totals)]
+
+
 def test_what_comes_while_others_are_handled_takes_no_more_of_a_turn(loop: asyncio.AbstractEventLoop) -> None:
     """Each turn of the loop has one slice for deliveries, however long they keep coming: requests get their turn between."""
     ticks = itertools.count()
-    handled, a_turn = 0, []
+    handled = 0
 
     def handle(_token: int, _delivery: Delivery) -> None:
         nonlocal handled
@@ -30,18 +46,10 @@ def test_what_comes_while_others_are_handled_takes_no_more_of_a_turn(loop: async
             inbox.put(1, Failed("more"))
             inbox.put(1, Failed("more"))
 
-    def turn(before: int) -> None:
-        a_turn.append(handled - before)
-        if len(a_turn) < 100:
-            loop.call_soon(turn, handled)
-        else:
-            loop.stop()
-
     inbox = Inbox(handle, clock=lambda: next(ticks) * SLICE_S / 4)
     inbox.open(loop)
     inbox.put(1, Failed("first"))
-    loop.call_soon(turn, 0)
-    loop.run_forever()
+    a_turn = handled_a_turn(loop, lambda: handled)
     assert max(a_turn) <= 5
     assert sum(a_turn[-10:]) > 10
 
@@ -64,7 +72,7 @@ class Interrupted(deque[tuple[int, Delivery, int, object]]):
 def test_a_ring_at_whatever_moment_begins_no_second_drain(loop: asyncio.AbstractEventLoop, look: int) -> None:
     """A turn of the loop has one slice for deliveries, and what was put at that moment is handled, whichever it was."""
     ticks = itertools.count()
-    handled, a_turn = 0, []
+    handled = 0
 
     def handle(_token: int, _delivery: Delivery) -> None:
         nonlocal handled
@@ -81,15 +89,7 @@ def test_a_ring_at_whatever_moment_begins_no_second_drain(loop: asyncio.Abstract
     for _ in range(3):
         inbox.put(1, Failed("first"))
 
-    def turn(before: int) -> None:
-        a_turn.append(handled - before)
-        if len(a_turn) < 100:
-            loop.call_soon(turn, handled)
-        else:
-            loop.stop()
-
-    loop.call_soon(turn, 0)
-    loop.run_forever()
+    a_turn = handled_a_turn(loop, lambda: handled)
     assert max(a_turn) <= 5
     assert handled == 103
     assert not inbox.has_enough_of(1)
